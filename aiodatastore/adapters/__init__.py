@@ -1,0 +1,1 @@
+"""Adapters: where entities live. Import the one you need from its own module; none is loaded from here."""
