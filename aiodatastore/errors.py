@@ -122,12 +122,16 @@ class NeedIndexError(DatastoreError):
     """A query needs a composite index that is not defined.
 
     ``definition`` is the index that would serve it (an ``IndexDefinition``), ``yaml`` and ``xml`` the same in
-    App Engine's two notations, ready to paste into ``index.yaml`` / ``datastore-indexes.xml``.
+    App Engine's two notations, ready to paste into ``index.yaml`` / ``datastore-indexes.xml``. ``minimal`` is
+    an index that would do in addition to those defined: sometimes smaller.
     """
 
-    def __init__(self, message: str, *, definition: Any = None, yaml: str = "", xml: str = "") -> None:
+    def __init__(
+        self, message: str, *, definition: Any = None, yaml: str = "", xml: str = "", minimal: Any = None
+    ) -> None:
         super().__init__(message)
         self.definition = definition
+        self.minimal = minimal
         self.yaml = yaml
         self.xml = xml
 

@@ -172,7 +172,7 @@ def _property(given: object) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------ text
 
 _PLAIN = re.compile(r"[^\W\d]\w*(?:[.\-]\w+)*\Z")
-_RESERVED = frozenset(("y", "n", "yes", "no", "true", "false", "on", "off", "null"))
+_RESERVED = frozenset(("yes", "no", "true", "false", "on", "off", "null"))
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
@@ -202,8 +202,9 @@ def _compose(text: str, source: str) -> Node:
         node: Node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark
+        problem = ", ".join(part for part in (exc.context, exc.problem) if part)
         where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
-        raise BadArgumentError(f"{where}: not readable as YAML: {exc.problem or exc.context}") from exc
+        raise BadArgumentError(f"{where}: not readable as YAML: {problem}") from exc
     except yaml.YAMLError as exc:
         raise BadArgumentError(f"{source}: not readable as YAML: {exc}") from exc
     if node is not None and node.tag == "tag:yaml.org,2002:null":
