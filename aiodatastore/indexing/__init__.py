@@ -1,0 +1,1 @@
+"""The engine: encodings, index rows, planner and execution. It knows bytes and the model, and no storage engine."""

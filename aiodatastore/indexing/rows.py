@@ -1,0 +1,212 @@
+"""The index rows of an entity: stored format, version 1.
+
+=========  ==============================================================================================
+index      row
+=========  ==============================================================================================
+kind       ``01``, partition, kind, key
+property   ``02``, partition, kind, property, value, key: one for each distinct indexed value
+composite  ``03``, number (4 bytes), partition, [ancestor key ``00``,] components, key: one for each
+           combination (and each ancestor, the entity itself included); descending components inverted
+=========  ==============================================================================================
+
+Kind, property and partition are encoded texts. The integer ``tail`` beside a row has the length of its key
+(bits 0–19), whether the entity has several rows in this index (bit 20), and for each component, from bit 21
+on, whether it is the rarer of two types that share an encoding (datetime, not int; bytes, not str).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from aiodatastore.rowstore import TAIL_MULTI
+from aiodatastore.entity import Entity
+from aiodatastore.errors import BadRequestError
+from aiodatastore.indexing.encoding import encode_key, encode_partition, encode_text, encode_value, invert
+from aiodatastore.key import Key
+from aiodatastore.values import Blob, Text
+
+if TYPE_CHECKING:
+    from aiodatastore.indexing.definitions import IndexDefinition
+
+__all__ = [
+    "ALTERNATE_SHIFT",
+    "MAX_INDEX_ROWS",
+    "SYSTEM",
+    "CompositeIndex",
+    "IndexedValues",
+    "composite_prefix",
+    "index_rows",
+    "indexed_values",
+    "kind_prefix",
+    "property_prefix",
+]
+
+MAX_INDEX_ROWS = 20_000
+ALTERNATE_SHIFT = 21
+
+SYSTEM = b"\xff"
+"""What keys of the store's own records begin with: after every key, as no text begins so."""
+
+IndexedValues = dict[str, dict[bytes, bool]]
+"""Property → encoded value → whether it is the rarer type of its encoding; in order of appearance."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompositeIndex:
+    """A composite index that writes maintain, or that queries may use."""
+
+    number: int
+    definition: IndexDefinition
+
+    @property
+    def prefix(self) -> bytes:
+        """What its rows of every partition begin with."""
+        return b"\x03" + self.number.to_bytes(4, "big")
+
+
+@lru_cache(maxsize=4096)
+def kind_prefix(project: str, namespace: str, kind: str) -> bytes:
+    """What the kind index's rows begin with."""
+    return b"\x01" + encode_partition(project, namespace) + encode_text(kind)
+
+
+@lru_cache(maxsize=16384)
+def property_prefix(project: str, namespace: str, kind: str, name: str) -> bytes:
+    """What a property index's rows begin with."""
+    return b"\x02" + encode_partition(project, namespace) + encode_text(kind) + encode_text(name)
+
+
+def composite_prefix(index: CompositeIndex, project: str, namespace: str, ancestor: Key | None = None) -> bytes:
+    """What a composite index's rows (of an ancestor) begin with."""
+    prefix = index.prefix + encode_partition(project, namespace)
+    return prefix if ancestor is None else prefix + encode_key(ancestor) + b"\x00"
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str))
+
+
+def indexed_values(entity: Entity) -> IndexedValues:
+    """What the indexes know of an entity.
+
+    An empty list counts as null; ``Text``, ``Blob`` and unindexed properties have no values; the properties of
+    an embedded entity appear under dotted names.
+    """
+    values: IndexedValues = {}
+    unindexed = entity.unindexed
+    for name, value in entity.items():
+        if name not in unindexed:
+            kind = type(value)
+            if kind in _PLAIN:
+                values[name] = {encode_value(value): False}
+            else:
+                _collect(values, name, value)
+    return values
+
+
+def _collect(values: IndexedValues, name: str, value: Any) -> None:
+    kind = type(value)
+    if kind is Text or kind is Blob:
+        return
+    if kind is list:
+        if not value:
+            values.setdefault(name, {}).setdefault(encode_value(None), False)
+        for element in value:
+            _collect(values, name, element)
+    elif kind is dict or kind is Entity:
+        unindexed = value.unindexed if kind is Entity else ()
+        for child, element in value.items():
+            if child not in unindexed:
+                _collect(values, f"{name}.{child}", element)
+    else:
+        alternate = kind is not str and kind is not int and kind.__name__ in ("datetime", "bytes")
+        values.setdefault(name, {}).setdefault(encode_value(value), alternate)
+
+
+def index_rows(
+    key: Key, values: IndexedValues, composites: Sequence[CompositeIndex] = ()
+) -> dict[bytes, int]:
+    """Every index row of an entity: row → tail. ``composites`` are those of its kind.
+
+    :raises BadRequestError: if there would be more than :data:`MAX_INDEX_ROWS`, naming the properties
+    """
+    encoded = encode_key(key)
+    length = len(encoded)
+    project, namespace, kind = key.project, key.namespace, key.kind
+    rows = {kind_prefix(project, namespace, kind) + encoded: length}
+    _check_row_count(key, values, composites)
+    for name, found in values.items():
+        prefix = property_prefix(project, namespace, kind, name)
+        if len(found) == 1:
+            for value, alternate in found.items():
+                rows[prefix + value + encoded] = length | 1 << ALTERNATE_SHIFT if alternate else length
+        else:
+            tail = length | TAIL_MULTI
+            for value, alternate in found.items():
+                rows[prefix + value + encoded] = tail | 1 << ALTERNATE_SHIFT if alternate else tail
+    for index in composites:
+        composite_rows(rows, index, key, encoded, values)
+    return rows
+
+
+def composite_rows(
+    rows: dict[bytes, int], index: CompositeIndex, key: Key, encoded: bytes, values: IndexedValues
+) -> None:
+    """Add an entity's rows of one composite index; none if it lacks one of the properties."""
+    columns: list[list[tuple[bytes, int]]] = []
+    for place, (name, direction) in enumerate(index.definition.properties):
+        found = values.get(name)
+        if not found:
+            return
+        bit = 1 << (ALTERNATE_SHIFT + place)
+        descending = direction == "desc"
+        columns.append(
+            [(invert(v) if descending else v, bit if alternate else 0) for v, alternate in found.items()]
+        )
+    combinations = [
+        (b"".join([value for value, _ in combination]), sum([bit for _, bit in combination]))
+        for combination in itertools.product(*columns)
+    ]
+    tail = len(encoded) | (TAIL_MULTI if len(combinations) > 1 else 0)
+    owners: Iterable[Key | None] = _with_ancestors(key) if index.definition.ancestor else (None,)
+    for owner in owners:
+        prefix = composite_prefix(index, key.project, key.namespace, owner)
+        for components, bits in combinations:
+            rows[prefix + components + encoded] = tail | bits
+
+
+def _with_ancestors(key: Key) -> Iterable[Key]:
+    current: Key | None = key
+    while current is not None:
+        yield current
+        current = current.parent
+
+
+def _check_row_count(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex]) -> None:
+    counts: dict[str, int] = {name: len(found) for name, found in values.items()}
+    total = sum(counts.values())
+    for index in composites:
+        combinations = len(key.pairs) if index.definition.ancestor else 1
+        for name, _ in index.definition.properties:
+            combinations *= len(values.get(name, ()))
+        total += combinations
+        if combinations > 1:
+            counts["(" + ", ".join(name for name, _ in index.definition.properties) + ")"] = combinations
+    if total > MAX_INDEX_ROWS:
+        worst = sorted(counts.items(), key=lambda item: -item[1])[:3]
+        told = ", ".join(f"{name}: {count}" for name, count in worst)
+        raise BadRequestError(
+            f"{key!r} would have {total} index rows, at most {MAX_INDEX_ROWS} are allowed; most come from {told}. "
+            "Shorten these lists or name the properties in `unindexed`"
+        )
+
+
+def alternates(tail: int, count: int) -> Mapping[int, bool] | None:
+    """Which of the first ``count`` components are of the rarer type, or None where none is."""
+    bits = tail >> ALTERNATE_SHIFT
+    if not bits:
+        return None
+    return {place: bool(bits >> place & 1) for place in range(count)}

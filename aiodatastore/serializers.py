@@ -1,0 +1,126 @@
+"""Payloads: an entity's properties as bytes. Index rows never depend on them.
+
+A payload begins with one byte that names the format, so that a store can hold several and read older ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from aiodatastore.entity import Entity
+from aiodatastore.errors import CorruptDataError
+from aiodatastore.indexing.encoding import decode_key, encode_key
+from aiodatastore.key import Key
+from aiodatastore.values import Blob, GeoPoint, Text
+
+__all__ = ["MsgpackSerializer", "Serializer"]
+
+
+class Serializer(Protocol):
+    """Turns an entity into bytes and back, keeping every type."""
+
+    def dumps(self, entity: Entity) -> bytes:
+        """The properties (and which are unindexed) of an entity; its key and version are kept elsewhere."""
+
+    def loads(self, key: Key, payload: bytes, version: int) -> Entity:
+        """A new entity of these bytes.
+
+        :raises CorruptDataError: if they are none
+        """
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes, datetime))
+
+_EXT_KEY, _EXT_POINT, _EXT_ENTITY, _EXT_TEXT, _EXT_BLOB = 1, 2, 3, 4, 5
+
+_encode = msgspec.msgpack.Encoder().encode
+Ext = msgspec.msgpack.Ext
+
+
+def _to_plain(value: Any) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    convert = _CONVERTERS.get(kind)
+    if convert is None:
+        raise TypeError(f"can't store a value of type {kind.__name__}")
+    return convert(value)
+
+
+def _entity_to_plain(entity: Entity) -> Ext:
+    key = encode_embedded_key(entity.key)
+    return Ext(_EXT_ENTITY, _encode([key, _dict_to_plain(entity), sorted(entity.unindexed)]))
+
+
+def _dict_to_plain(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {name: value if type(value) in _PLAIN else _to_plain(value) for name, value in mapping.items()}
+
+
+def encode_embedded_key(key: Key) -> list[Any]:
+    """An embedded entity's key, which may be incomplete: project, namespace and flat path."""
+    return [key.project, key.namespace, *[part for pair in key.pairs for part in pair]]
+
+
+def _decode_embedded_key(parts: list[Any]) -> Key:
+    return Key._make(parts[0], parts[1], tuple(zip(parts[2::2], parts[3::2], strict=True)))
+
+
+_CONVERTERS: dict[type, Callable[[Any], Any]] = {
+    list: lambda value: [item if type(item) in _PLAIN else _to_plain(item) for item in value],
+    dict: _dict_to_plain,
+    Entity: _entity_to_plain,
+    Key: lambda value: Ext(_EXT_KEY, encode_key(value)),
+    GeoPoint: lambda value: Ext(_EXT_POINT, _encode([value.latitude, value.longitude])),
+    Text: lambda value: Ext(_EXT_TEXT, str.encode(value)),
+    Blob: lambda value: Ext(_EXT_BLOB, bytes(value)),
+}
+
+
+def _from_ext(code: int, data: memoryview) -> Any:
+    raw = bytes(data)
+    if code == _EXT_KEY:
+        return decode_key(raw)
+    if code == _EXT_POINT:
+        return GeoPoint(*_decode(raw))
+    if code == _EXT_TEXT:
+        return Text(raw.decode())
+    if code == _EXT_BLOB:
+        return Blob(raw)
+    if code == _EXT_ENTITY:
+        key, properties, unindexed = _decode(raw)
+        return Entity._make(_decode_embedded_key(key), properties, frozenset(unindexed), 0)
+    raise ValueError(f"unknown extension {code}")
+
+
+_decode = msgspec.msgpack.Decoder(ext_hook=_from_ext).decode
+_NOTHING: frozenset[str] = frozenset()
+
+
+class MsgpackSerializer:
+    """The default: ``01``, then msgpack of ``[properties]`` or ``[properties, unindexed names]``.
+
+    Extension types: 1 key (its encoding), 2 point, 3 embedded entity, 4 ``Text``, 5 ``Blob``; -1 is msgpack's
+    own timestamp. About a microsecond for a small entity in each direction.
+    """
+
+    def dumps(self, entity: Entity) -> bytes:
+        """The payload of an entity."""
+        body: list[Any] = [_dict_to_plain(entity)]
+        if entity.unindexed:
+            body.append(sorted(entity.unindexed))
+        return b"\x01" + _encode(body)
+
+    def loads(self, key: Key, payload: bytes, version: int) -> Entity:
+        """The entity of a payload."""
+        try:
+            if payload[0] != 1:
+                raise ValueError(f"format {payload[0]}")
+            body = _decode(memoryview(payload)[1:])
+            unindexed = frozenset(body[1]) if len(body) > 1 else _NOTHING
+            return Entity._make(key, body[0], unindexed, version)
+        except (ValueError, IndexError, TypeError, msgspec.DecodeError) as exc:
+            raise CorruptDataError(f"the stored payload of {key!r} can't be read: {exc}") from exc
