@@ -506,10 +506,10 @@ def _parent_key(parent: Any) -> Key:
     """A complete key of what was given as parent: a key, an entity, or a key's URL-safe form."""
     if isinstance(parent, str):
         parent = Key.from_urlsafe(parent)
-    elif not isinstance(parent, Key):
-        parent = getattr(parent, "key", None) if isinstance(parent, dict) else None
-        if not isinstance(parent, Key):
-            raise BadArgumentError("expected a parent that is a Key, an Entity, or a key's URL-safe form")
+    elif isinstance(parent, dict):  # an Entity: a module that this one can't import
+        parent = getattr(parent, "key", None)
+    if not isinstance(parent, Key):
+        raise BadArgumentError("expected a parent that is a Key, an Entity, or a key's URL-safe form")
     if not parent.is_complete:
         raise BadKeyError(f"parent {parent!r} is incomplete; put its entity first, or give it an id or name")
     return parent
