@@ -1,0 +1,312 @@
+"""Hypothesis strategies for keys, values, entities and queries, with the look-alikes that stores mix up.
+
+Two sizes: *wide* strategies (``keys()``, ``values()``, ``entities()``) for round trips, and *small* worlds
+(:class:`World`) for state machines and queries, where few names and values meet again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from aiodatastore.entity import Entity
+from aiodatastore.key import Key
+from aiodatastore.query import And, Or, Order, PropertyFilter, Query
+from aiodatastore.values import INT64_MAX, INT64_MIN, Blob, GeoPoint, Text
+
+__all__ = [
+    "LOOK_ALIKES",
+    "LOOK_ALIKE_NAMES",
+    "World",
+    "entities",
+    "keys",
+    "names",
+    "single_values",
+    "values",
+]
+
+LOOK_ALIKE_NAMES: tuple[str, ...] = (
+    "a", "ab", "a/b", "a:b", "a b", " a", "a ", "A", "a\x00", "a\x00b", "\x00", "\x01", "\x01\x01", "a\x01",
+    "1", "01", "-1", "1.0", "*", "%", "_", "a%", "a_", "[a]", "?", "'", '"', "\\", "a.b", ".", "..", "/", "//",
+    "é", "e\u0301", "ß", "SS", "ss", "İ", "ı", "日本語", "\uffff", "\U00010000", "\U0001f600", "\u200b",
+    "None", "null", "true", "__a", "a__", "x" * 300, "é" * 700,
+)  # fmt: skip
+"""Names that a careless encoding, pattern or collation would take for one another."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+LOOK_ALIKES: tuple[Any, ...] = (
+    None, False, True, 0, 1, -1, 2, 255, 256, 2**53 + 1, INT64_MIN, INT64_MAX, 0.0, -0.0, 1.0, -1.0, 0.5, 1e308,
+    5e-324, float("inf"), float("-inf"), float("nan"), EPOCH, EPOCH + timedelta(microseconds=1),
+    EPOCH - timedelta(microseconds=1), datetime(1, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC),
+    datetime(2020, 2, 29, 12, 34, 56, 789012, tzinfo=UTC), "", b"", "a", b"a", "a\x00", b"a\x00", "ab", "a/b",
+    "\x00", b"\x00", "\x01", b"\xff", "1", "true", "é", "\uffff", "\U00010000", "x" * 1500, GeoPoint(0, 0),
+    GeoPoint(1, -2), GeoPoint(-90, 180), Key("K", 1), Key("K", "1"), Key("K", 1, "K", 1), Key("Ka", 1),
+    Key("K", 1, namespace="n"),
+)  # fmt: skip
+"""Single values that a careless store would take for one another."""
+
+
+def names(max_bytes: int = 1500) -> SearchStrategy[str]:
+    """Kinds, key names and property names: look-alikes, and anything else that is allowed."""
+    return st.one_of(
+        st.sampled_from([name for name in LOOK_ALIKE_NAMES if len(name.encode()) <= max_bytes]),
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+            lambda name: len(name.encode()) <= max_bytes and not (name[:2] == "__" == name[-2:])
+        ),
+    )
+
+
+def identifiers() -> SearchStrategy[int | str]:
+    """Ids and names of keys."""
+    return st.one_of(st.integers(1, 3), st.integers(1, INT64_MAX), names())
+
+
+@st.composite
+def keys(
+    draw: st.DrawFn,
+    *,
+    max_depth: int = 4,
+    namespaces: Sequence[str] = ("", "n", "n.1"),
+    complete: bool = True,
+) -> Key:
+    """Keys of any depth; incomplete ones, too, unless ``complete``."""
+    depth = draw(st.integers(1, max_depth))
+    path: list[Any] = []
+    for _ in range(depth):
+        path += (draw(names()), draw(identifiers()))
+    if not complete and draw(st.booleans()):
+        path.pop()
+    return Key(*path, namespace=draw(st.sampled_from(namespaces)))
+
+
+def datetimes() -> SearchStrategy[datetime]:
+    """Aware datetimes of any zone that exist in UTC, too."""
+    zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-11))])
+    return st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=zones)
+
+
+def single_values(*, unindexed: bool = False) -> SearchStrategy[Any]:
+    """Values that are no lists or dicts. ``unindexed``: also ``Text`` and ``Blob``."""
+    kinds: list[SearchStrategy[Any]] = [
+        st.sampled_from(LOOK_ALIKES),
+        st.integers(INT64_MIN, INT64_MAX),
+        st.floats(),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+        st.binary(max_size=30),
+        datetimes(),
+        st.builds(GeoPoint, st.floats(-90, 90), st.floats(-180, 180)),
+        keys(max_depth=2),
+    ]
+    if unindexed:
+        kinds += [
+            st.builds(Text, st.text(st.characters(exclude_categories=["Cs"]), max_size=3000)),
+            st.builds(Blob, st.binary(max_size=3000)),
+        ]
+    return st.one_of(kinds)
+
+
+def embedded(children: SearchStrategy[Any]) -> SearchStrategy[Any]:
+    """Dicts and embedded entities."""
+    inner = st.dictionaries(names(30), children, max_size=3)
+
+    @st.composite
+    def with_key(draw: st.DrawFn) -> Entity:
+        properties = draw(inner)
+        unindexed = draw(st.sets(st.sampled_from(sorted(properties)))) if properties else set()
+        return Entity(draw(keys(max_depth=2, complete=False)), properties, unindexed=unindexed)
+
+    return st.one_of(inner, with_key())
+
+
+def values() -> SearchStrategy[Any]:
+    """Anything a property can hold."""
+    single = single_values(unindexed=True)
+    nested = st.recursive(
+        single,
+        lambda children: embedded(st.one_of(children, st.lists(children, max_size=3).filter(_flat))),
+        max_leaves=6,
+    )
+    return st.one_of(nested, st.lists(nested, max_size=5))
+
+
+def _flat(items: list[Any]) -> bool:
+    return not any(isinstance(item, list) for item in items)
+
+
+@st.composite
+def entities(draw: st.DrawFn, key: SearchStrategy[Key] | None = None) -> Entity:
+    """Entities of every shape, some of their properties unindexed."""
+    properties = draw(st.dictionaries(names(200), values(), max_size=6))
+    unindexed = draw(st.sets(st.sampled_from(sorted(properties)))) if properties else set()
+    return Entity(draw(keys() if key is None else key), properties, unindexed=unindexed)
+
+
+# -------------------------------------------------------------------------------------- small worlds
+
+
+@dataclass(frozen=True)
+class World:
+    """Few kinds, keys, properties and values, so that what is written is also found, overwritten and in order.
+
+    ``kinds`` and ``names`` hold look-alikes; ``values`` are of every type; most properties are lists at times.
+    """
+
+    kinds: tuple[str, ...] = ("K", "Ka", "K\x00")
+    names: tuple[str, ...] = ("a", "b", "c", "a b")
+    values: tuple[Any, ...] = (
+        None, False, True, 0, 1, 2, 3, 1.0, -0.0, float("nan"), EPOCH + timedelta(microseconds=2), "", "a", "a\x00",
+        "ab", b"a", "b", GeoPoint(1, 2), Key("K", 1),
+    )  # fmt: skip
+    namespace: str = ""
+
+    def keys(self) -> SearchStrategy[Key]:
+        """Three generations: few enough that ancestors often exist."""
+        roots = st.builds(
+            lambda kind, ident: Key(kind, ident, namespace=self.namespace),
+            st.sampled_from(self.kinds),
+            st.sampled_from((1, 2, 3, "1", "a", "ab")),
+        )
+        children = st.builds(
+            lambda parent, kind, ident: Key(kind, ident, parent=parent),
+            roots,
+            st.sampled_from(self.kinds),
+            st.sampled_from((1, 2, "a")),
+        )
+        return st.one_of(roots, roots, children)
+
+    def single(self) -> SearchStrategy[Any]:
+        """One of the world's values, mostly its few small integers, so that values repeat."""
+        return st.one_of(st.integers(0, 3), st.sampled_from(self.values))
+
+    def property_values(self) -> SearchStrategy[Any]:
+        """Single, list, unindexed and embedded values."""
+        return st.one_of(
+            self.single(),
+            self.single(),
+            st.lists(st.one_of(self.single(), self.single(), st.just(Text("t"))), max_size=4),
+            st.sampled_from((Text("a"), Blob(b"a"))),
+            st.dictionaries(st.sampled_from(("a", "b")), self.single(), max_size=2),
+        )
+
+    @st.composite
+    @staticmethod
+    def _entities(draw: st.DrawFn, self: World) -> Entity:
+        properties = draw(st.dictionaries(st.sampled_from(self.names), self.property_values(), max_size=4))
+        rarely = st.booleans().flatmap(lambda first: st.booleans() if first else st.just(False))
+        unindexed = [name for name in properties if draw(rarely)]
+        return Entity(draw(self.keys()), properties, unindexed=unindexed)
+
+    def entities(self) -> SearchStrategy[Entity]:
+        """Entities of this world."""
+        return World._entities(self)
+
+    # ----------------------------------------------------------------------------------- queries
+
+    def filters(self, name: str) -> SearchStrategy[PropertyFilter]:
+        """A filter on one property."""
+        value: SearchStrategy[Any] = self.keys() if name == "__key__" else self.single()
+        plain = st.builds(
+            PropertyFilter, st.just(name), st.sampled_from(("=", "=", "<", "<=", ">", ">=")), value
+        )
+        several = st.builds(
+            PropertyFilter,
+            st.just(name),
+            st.sampled_from(("in", "in", "not in")),
+            st.lists(value, min_size=1, max_size=3).map(tuple),
+        )
+        other = st.builds(PropertyFilter, st.just(name), st.just("!="), value)
+        return st.one_of(plain, plain, plain, several, other)
+
+    @st.composite
+    @staticmethod
+    def _queries(draw: st.DrawFn, self: World, kind: str | None, projections: bool, limits: bool) -> Query:
+        names = (*self.names, "a.b") if kind is not None else ()
+        query = Query(kind, namespace=self.namespace)
+        if draw(st.integers(0, 3)) == 0:
+            query = query.under(draw(self.keys()))
+        filterable = (*names, *names, "__key__")
+        for _ in range(draw(st.sampled_from((0, 0, 1, 1, 2, 3)))):
+            query = query.filter(draw(self.filters(draw(st.sampled_from(filterable)))))
+        if names and draw(st.integers(0, 5)) == 0:
+            parts = draw(st.lists(st.sampled_from(filterable).flatmap(self.filters), min_size=2, max_size=3))
+            nested: Any = Or(*parts)
+            if draw(st.booleans()):
+                nested = Or(And(*parts[:2]), draw(self.filters(draw(st.sampled_from(filterable)))))
+            query = query.filter(nested)
+        orders = st.builds(Order, st.sampled_from((*names, "__key__")), descending=st.booleans())
+        if names:
+            query = query.order(*draw(st.lists(orders, max_size=3)))
+        elif draw(st.booleans()):
+            query = query.order("__key__")
+        shape = draw(st.integers(0, 5))
+        if shape == 0:
+            query = query.keys_only()
+        elif shape == 1 and names and projections:
+            query = draw(_projected(query, self.names))
+        if limits:
+            query = query.limit(draw(st.one_of(st.none(), st.integers(0, 6)))).offset(
+                draw(st.sampled_from((0, 0, 0, 1, 2, 5)))
+            )
+        return query
+
+    def queries(self, *, projections: bool = True, limits: bool = True) -> SearchStrategy[Query]:
+        """Queries of every form that has an answer; without ``limits`` also without offset."""
+        kinds = st.sampled_from((*self.kinds[:1] * 4, *self.kinds, None))
+        return kinds.flatmap(lambda kind: World._queries(self, kind, projections, limits)).filter(_moderate)
+
+
+def _leaves(node: Any) -> list[PropertyFilter]:
+    return (
+        [node]
+        if isinstance(node, PropertyFilter)
+        else [leaf for part in node.filters for leaf in _leaves(part)]
+    )
+
+
+def _projected(query: Query, names: Sequence[str]) -> SearchStrategy[Query]:
+    """The query with a projection that is allowed beside its filters, at times distinct."""
+    leaves = [leaf for node in query.filters for leaf in _leaves(node)]
+    equal = {leaf.name for leaf in leaves if str(leaf.op) in ("=", "in")}
+    free = [name for name in names if name not in equal]
+    if not free:
+        return st.just(query)
+
+    @st.composite
+    def draw_it(draw: st.DrawFn) -> Query:
+        projection = draw(st.lists(st.sampled_from(free), min_size=1, max_size=3, unique=True))
+        projected = query.project(*projection)
+        ranged = {leaf.name for leaf in leaves if str(leaf.op) not in ("=", "in")} - {"__key__"}
+        ordered = [order.name for order in query.orders if order.name not in equal]
+        leading = ordered[: len(projection)]
+        if ranged <= set(projection) and set(leading) <= set(projection) and draw(st.booleans()):
+            if "__key__" not in ordered and set(ordered) <= set(projection):
+                return projected.distinct()
+        return projected
+
+    return draw_it()
+
+
+def _moderate(query: Query) -> bool:
+    """Not more branches than a query may have."""
+
+    def branches(node: Any) -> int:
+        if isinstance(node, Or):
+            return sum(map(branches, node.filters))
+        if isinstance(node, And):
+            total = 1
+            for part in node.filters:
+                total *= branches(part)
+            return total
+        op = str(node.op)
+        return len(node.value) + (op == "not in") if op in ("in", "not in") else 2 if op == "!=" else 1
+
+    total = 1
+    for node in query.filters:
+        total *= branches(node)
+    return total <= 30
