@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aiodatastore.errors import DatastoreError
 from aiodatastore.key import Key
 from aiodatastore.rowstore import (
     EXISTS,
@@ -121,12 +122,14 @@ class Outcome:
 
     ``version``: the store's version after it (the new version of everything it wrote), or None if a check
     failed; then ``conflicts`` maps each key at fault to its actual version, and ``stale_spans`` says how
-    many spans had changed.
+    many spans had changed. ``error``: the commit itself can't be written (too many index rows, too large); its
+    neighbours are not touched by that.
     """
 
     version: int | None
     conflicts: Mapping[Key, int] = field(default_factory=dict)
     stale_spans: int = 0
+    error: DatastoreError | None = None
 
     @property
     def committed(self) -> bool:

@@ -40,6 +40,7 @@ __all__ = [
     "FORMAT_VERSION",
     "component_end",
     "decode_key",
+    "decode_text",
     "decode_value",
     "encode_key",
     "encode_partition",
@@ -97,7 +98,8 @@ def encode_text(text: str) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _decode_text(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
+    """The text of an encoded one, without its end."""
     return _unescape(data).decode()
 
 
@@ -148,15 +150,15 @@ def _decode_key(data: bytes, pos: int, stop: int) -> tuple[Key, int]:
     """Decode until ``stop`` or a terminator ``00`` in place of a kind; the position after the elements."""
     try:
         end = data.index(0, pos)
-        project = _decode_text(data[pos:end]) if end > pos else ""
+        project = decode_text(data[pos:end]) if end > pos else ""
         pos = end + 1
         end = data.index(0, pos)
-        namespace = _decode_text(data[pos:end]) if end > pos else ""
+        namespace = decode_text(data[pos:end]) if end > pos else ""
         pos = end + 1
         pairs: list[tuple[str, int | str | None]] = []
         while pos < stop and data[pos]:
             end = data.index(0, pos)
-            kind = _decode_text(data[pos:end])
+            kind = decode_text(data[pos:end])
             length = data[end + 1]
             pos = end + 2
             if length == _NAME:

@@ -17,8 +17,8 @@ on, whether it is the rarer of two types that share an encoding (datetime, not i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ __all__ = [
     "SYSTEM",
     "CompositeIndex",
     "IndexedValues",
+    "check_row_count",
     "composite_prefix",
+    "composite_rows",
     "index_rows",
     "indexed_values",
     "kind_prefix",
@@ -57,10 +59,19 @@ IndexedValues = dict[str, dict[bytes, bool]]
 
 @dataclass(frozen=True, slots=True)
 class CompositeIndex:
-    """A composite index that writes maintain, or that queries may use."""
+    """A composite index that writes maintain, or that queries may use.
+
+    ``properties`` are the definition's up to ``__key__``: every row ends in its key anyway, and is read in both
+    directions of it.
+    """
 
     number: int
     definition: IndexDefinition
+    properties: tuple[tuple[str, str], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        stored = itertools.takewhile(lambda column: column[0] != "__key__", self.definition.properties)
+        object.__setattr__(self, "properties", tuple(stored))
 
     @property
     def prefix(self) -> bytes:
@@ -137,7 +148,7 @@ def index_rows(
     length = len(encoded)
     project, namespace, kind = key.project, key.namespace, key.kind
     rows = {kind_prefix(project, namespace, kind) + encoded: length}
-    _check_row_count(key, values, composites)
+    check_row_count(key, values, composites)
     for name, found in values.items():
         prefix = property_prefix(project, namespace, kind, name)
         if len(found) == 1:
@@ -157,7 +168,7 @@ def composite_rows(
 ) -> None:
     """Add an entity's rows of one composite index; none if it lacks one of the properties."""
     columns: list[list[tuple[bytes, int]]] = []
-    for place, (name, direction) in enumerate(index.definition.properties):
+    for place, (name, direction) in enumerate(index.properties):
         found = values.get(name)
         if not found:
             return
@@ -185,16 +196,20 @@ def _with_ancestors(key: Key) -> Iterable[Key]:
         current = current.parent
 
 
-def _check_row_count(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex]) -> None:
+def check_row_count(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex]) -> None:
+    """Refuse an entity with too many index rows, before they are made.
+
+    :raises BadRequestError: naming the properties at fault
+    """
     counts: dict[str, int] = {name: len(found) for name, found in values.items()}
     total = sum(counts.values())
     for index in composites:
         combinations = len(key.pairs) if index.definition.ancestor else 1
-        for name, _ in index.definition.properties:
+        for name, _ in index.properties:
             combinations *= len(values.get(name, ()))
         total += combinations
         if combinations > 1:
-            counts["(" + ", ".join(name for name, _ in index.definition.properties) + ")"] = combinations
+            counts["(" + ", ".join(name for name, _ in index.properties) + ")"] = combinations
     if total > MAX_INDEX_ROWS:
         worst = sorted(counts.items(), key=lambda item: -item[1])[:3]
         told = ", ".join(f"{name}: {count}" for name, count in worst)
@@ -202,11 +217,3 @@ def _check_row_count(key: Key, values: IndexedValues, composites: Sequence[Compo
             f"{key!r} would have {total} index rows, at most {MAX_INDEX_ROWS} are allowed; most come from {told}. "
             "Shorten these lists or name the properties in `unindexed`"
         )
-
-
-def alternates(tail: int, count: int) -> Mapping[int, bool] | None:
-    """Which of the first ``count`` components are of the rarer type, or None where none is."""
-    bits = tail >> ALTERNATE_SHIFT
-    if not bits:
-        return None
-    return {place: bool(bits >> place & 1) for place in range(count)}

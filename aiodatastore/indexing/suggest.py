@@ -80,7 +80,7 @@ def required_indexes(query: Query) -> list[RequiredIndex]:
     for part in query.subqueries or (query,):
         for shape in _all_of(part.filters):
             found[_required(part, shape)] = None
-    return list(found)
+    return list(found) or [RequiredIndex(False, query.kind)]  # an empty Or finds nothing
 
 
 def minimal_index(query: Query, defined: Sequence[IndexDefinition]) -> IndexDefinition | None:

@@ -1,0 +1,259 @@
+"""``count``, ``sum`` and ``avg``: on index rows alone where a plan gives exact rows, else on entities.
+
+``count`` counts results. ``sum`` and ``avg`` take the results whose property has exactly one indexed value, and
+that an int or a float; lists of several values, datetimes and everything else are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aiodatastore.adapters.base import AggregateResult, Aggregation, RunOptions
+from aiodatastore.errors import BadArgumentError, DatastoreError
+from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_key, decode_value, encode_partition
+from aiodatastore.indexing.execution import QueryRun
+from aiodatastore.indexing.explain import Step
+from aiodatastore.indexing.normal import NormalQuery
+from aiodatastore.indexing.planner import BranchPlan
+from aiodatastore.indexing.rows import ALTERNATE_SHIFT, IndexedValues, indexed_values
+from aiodatastore.indexing.scanning import Reader
+from aiodatastore.query import Query
+from aiodatastore.rowstore import TAIL_MULTI
+
+if TYPE_CHECKING:
+    from aiodatastore.adapters.engine import EngineAdapter
+
+__all__ = ["aggregate"]
+
+_AFTER = b"\xff"
+_STREAMED_COUNT = 1000
+"""Up to this limit counting stops at the limit instead of counting the whole span."""
+
+Number = int | float
+
+
+class _Sum:
+    """A running sum and how many numbers it has."""
+
+    __slots__ = ("count", "total")
+
+    def __init__(self) -> None:
+        self.total: Number = 0
+        self.count = 0
+
+    def add(self, value: Number) -> None:
+        self.total += value
+        self.count += 1
+
+    def value(self, function: str) -> Number | None:
+        if function == "sum":
+            return self.total
+        return self.total / self.count if self.count else None
+
+
+async def aggregate(
+    adapter: EngineAdapter, query: Query, aggregations: Sequence[Aggregation], options: RunOptions
+) -> AggregateResult:
+    """Aggregate a query's results, the cheapest way that is exact."""
+    for function, name in aggregations:
+        if function not in ("count", "sum", "avg") or bool(name) == (function == "count"):
+            raise BadArgumentError(
+                f"an aggregation is count, or sum or avg of a property, got {function!r} of {name!r}"
+            )
+    await adapter.refresh()
+    reader = Reader(adapter.store, track=options.track)
+    values: list[Number | None] = []
+    if all(function == "count" for function, _ in aggregations):
+        counted = await _count(adapter, query, reader)
+        values = [counted] * len(aggregations)
+    else:
+        by_index = [await _by_index(adapter, query, reader, item) for item in aggregations]
+        if any(item is None for item in by_index):
+            values = await _by_entities(adapter, query, reader, aggregations)
+        else:
+            values = [item.value(function) for item, (function, _) in zip(by_index, aggregations, strict=True) if item]
+    checks = {decode_key(key): version for key, version in reader.checks.items()}
+    return AggregateResult(values, reader.version or 0, checks, reader.spans)
+
+
+def _run(
+    adapter: EngineAdapter, query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader
+) -> QueryRun:
+    return QueryRun(
+        normal,
+        plans,
+        reader,
+        adapter.serializer,
+        adapter.bounds(query, normal),
+        sort_budget=adapter.sort_budget,
+        page_size=None,
+        needed=lambda: adapter.needed(query),
+    )
+
+
+# -------------------------------------------------------------------------------------------- count
+
+
+async def _count(adapter: EngineAdapter, query: Query, reader: Reader) -> int:
+    # Keys are enough, except where a projection or distinct makes the results.
+    keys = query if query.projection else query.keys_only()
+    normal, plans = adapter.plan(keys)
+    if not plans:
+        return 0
+    limit = query.max_results
+    if limit is None or limit > _STREAMED_COUNT:
+        counted = await _count_span(query, normal, plans, reader)
+        if counted is not None:
+            counted = max(0, counted - query.skip)
+            return counted if limit is None else min(counted, limit)
+    run = _run(adapter, keys, normal, plans, reader)
+    total = 0
+    while True:
+        items, _ = await run.next_items()
+        total += len(items)
+        if not items or run.finished:
+            return total
+
+
+async def _count_span(
+    query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader
+) -> int | None:
+    """Count a span in the store, where every row of it is a result; None where rows have to be looked at."""
+    plan = plans[0]
+    access = plan.ordered
+    if (
+        len(plans) > 1
+        or not access.exact
+        or len(access.spans) > 1
+        or query.projection
+        or query.start_cursor
+        or query.end_cursor
+    ):
+        return None
+    branch = plan.branch
+    partition = encode_partition(branch.project, branch.namespace)
+    if access.key_filter and (branch.key_lo, branch.key_hi) != (partition, partition + _AFTER):
+        return None
+    span = access.spans[0]
+    step = Step("count", span.label)
+    counted = await reader.count(step, span.space, span.prefix + access.lo, span.prefix + access.hi)
+    if normal.orders and counted.multi:
+        return None  # an entity with several rows here is one result
+    return counted.rows
+
+
+# -------------------------------------------------------------------------------------- sum and avg
+
+
+async def _by_index(
+    adapter: EngineAdapter, query: Query, reader: Reader, item: Aggregation
+) -> _Sum | None:
+    """Sum one property from the rows of an index that has it; None where no plan allows."""
+    function, name = item
+    if function == "count" or query.max_results is not None or query.skip or query.projection:
+        return None
+    if query.start_cursor or query.end_cursor or query.orders:
+        return None
+    try:
+        projection = query.project(name)
+        projection.check()
+        normal, plans = adapter.plan(projection)
+    except DatastoreError:
+        return None  # a property with an equality filter can't be projected
+    if [order.name for order in normal.components] != [name] or not all(plan.ordered.exact for plan in plans):
+        return None
+    total = _Sum()
+    if not plans:
+        return total
+    if len(plans) == 1 and len(plans[0].ordered.spans) == 1:
+        return await _sum_span(adapter, plans[0], reader, total)
+    return None
+
+
+async def _sum_span(adapter: EngineAdapter, plan: BranchPlan, reader: Reader, total: _Sum) -> _Sum:
+    """Sum over the rows of one span: only the numbers of it are read."""
+    access = plan.ordered
+    span = access.spans[0]
+    branch = plan.branch
+    alternate = 1 << (ALTERNATE_SHIFT + span.places[0])
+    step = Step("sum", span.label)
+    for first, last in ((TAG_ZERO - 8, TAG_ZERO + 8), (TAG_FLOAT, TAG_FLOAT)):
+        lo = span.prefix + max(access.lo, bytes((first,)))
+        hi = span.prefix + min(access.hi, bytes((last + 1,)))
+        while rows := await reader.scan(step, span.space, lo, hi, 1000, reverse=False, join=False):
+            lo = rows[-1][0] + b"\x00"
+            doubtful: list[bytes] = []
+            for row, tail, _, _ in rows:
+                length = tail & 0xFFFFF
+                key = row[-length:]
+                if not branch.key_lo <= key < branch.key_hi or tail & alternate:
+                    continue
+                if tail & TAIL_MULTI:
+                    doubtful.append(row)
+                    continue
+                total.add(decode_value(row[len(span.prefix) : -length]))
+            if doubtful and len(span.places) and plan.branch.equals:
+                # Several rows may come from another list property of the index: look at the entities.
+                await _add_single(adapter, reader, step, doubtful, rows, plan, total)
+    return total
+
+
+async def _add_single(
+    adapter: EngineAdapter,
+    reader: Reader,
+    step: Step,
+    doubtful: Sequence[bytes],
+    rows: Sequence[tuple[bytes, int, int | None, bytes | None]],
+    plan: BranchPlan,
+    total: _Sum,
+) -> None:
+    lengths = {row: tail & 0xFFFFF for row, tail, _, _ in rows}
+    keys = [row[-lengths[row] :] for row in doubtful]
+    name = plan.orders[0].name
+    for key, record in zip(keys, await reader.read(step, keys), strict=True):
+        if record is not None:
+            entity = adapter.serializer.loads(decode_key(key), record.payload, record.version)
+            number = single_number(indexed_values(entity), name)
+            if number is not None:
+                total.add(number)
+
+
+def single_number(values: IndexedValues, name: str) -> Number | None:
+    """The property's value, if it has exactly one and that is a number."""
+    found = values.get(name)
+    if found is None or len(found) != 1:
+        return None
+    for value, alternate in found.items():
+        tag = value[0]
+        if not alternate and (TAG_ZERO - 8 <= tag <= TAG_ZERO + 8 or tag == TAG_FLOAT):
+            number: Number = decode_value(value)
+            return number
+    return None
+
+
+async def _by_entities(
+    adapter: EngineAdapter, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
+) -> list[Number | None]:
+    """Run the query as it is and add up its results."""
+    if query.only_keys:
+        query = query.keys_only(False)
+    normal, plans = adapter.plan(query)
+    sums = [_Sum() for _ in aggregations]
+    results = 0
+    if plans:
+        run = _run(adapter, query, normal, plans, reader)
+        while True:
+            items, _ = await run.next_items()
+            results += len(items)
+            for item in items:
+                values = indexed_values(run.result(item))
+                for (function, name), total in zip(aggregations, sums, strict=True):
+                    if function != "count" and (number := single_number(values, name)) is not None:
+                        total.add(number)
+            if not items or run.finished:
+                break
+    return [
+        results if function == "count" else total.value(function)
+        for (function, _), total in zip(aggregations, sums, strict=True)
+    ]

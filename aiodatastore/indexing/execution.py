@@ -1,0 +1,576 @@
+"""Running a planned query: branches, sorts, unions, and the pages a caller sees.
+
+Every stage gives *items* in order of their position, so that stages compose: a branch's rows, a sort where no
+index has the order, a union of branches with equal positions met once. Nothing holds more than a page, but for
+sorts: those keep the first ``limit`` results, or at most ``sort_budget`` of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from aiodatastore.entity import Entity
+from aiodatastore.errors import NeedIndexError
+from aiodatastore.indexing.encoding import component_end, decode_key, invert
+from aiodatastore.indexing.explain import Step
+from aiodatastore.indexing.normal import NormalQuery, types_of
+from aiodatastore.indexing.planner import Access, BranchPlan
+from aiodatastore.indexing.rows import ALTERNATE_SHIFT, indexed_values
+from aiodatastore.indexing.scanning import OrderedRows, Reader, Rest
+from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Record
+from aiodatastore.serializers import Serializer
+
+__all__ = ["Bounds", "Item", "QueryRun"]
+
+_PROBE = 2000
+"""Rows read by way of the filters before a query with an order to stream changes to that order."""
+
+_FIRST_PAGE, _LAST_PAGE = 64, 512
+
+
+class Item(NamedTuple):
+    """A result on its way: position, encoded key, types of its components, and the entity if it was read."""
+
+    position: bytes
+    key: bytes
+    types: int
+    record: Record | None
+
+
+@dataclass(slots=True)
+class Bounds:
+    """Where a run stands and how far it goes: ``start`` moves on with it, ``skip`` and ``limit`` go down.
+
+    ``start`` is a position (empty: the beginning), excluded unless ``inclusive``; ``end`` is one as well (None:
+    the end), included unless ``end_excluded``. A run can be taken up again with its bounds.
+    """
+
+    start: bytes = b""
+    inclusive: bool = False
+    end: bytes | None = None
+    end_excluded: bool = False
+    skip: int = 0
+    limit: int | None = None
+
+    def move(self, position: bytes) -> None:
+        """Everything up to this position was given."""
+        self.start = position
+        self.inclusive = False
+
+    def before_end(self, position: bytes) -> bool:
+        """Whether a position is not after the end."""
+        assert self.end is not None
+        return position < self.end or (position == self.end and not self.end_excluded)
+
+
+@dataclass(slots=True)
+class _Context:
+    """What all stages of a run share. ``keep`` is how many results a sort needs to keep, None: all."""
+
+    query: NormalQuery
+    reader: Reader
+    serializer: Serializer
+    start: bytes
+    inclusive: bool
+    sort_budget: int
+    keep: int | None
+    join: bool
+    needed: Callable[[], NeedIndexError]
+
+    def started(self, position: bytes) -> bool:
+        """Whether a position is not before the start."""
+        return position > self.start or (self.inclusive and position == self.start)
+
+    def positions(self, key: bytes, record: Record) -> list[bytes]:
+        """Where an entity stands in the results."""
+        found = decode_key(key)
+        entity = self.serializer.loads(found, record.payload, record.version)
+        return self.query.positions(found, indexed_values(entity))
+
+
+class _Stage(ABC):
+    @abstractmethod
+    async def fetch(self, limit: int) -> list[Item]:
+        """About ``limit`` items after all earlier ones; empty at the end."""
+
+
+class _Rows:
+    """The rows of one access, with the position components they show."""
+
+    def __init__(self, context: _Context, plan: BranchPlan, access: Access, step: Step, *, join: bool) -> None:
+        self.context = context
+        self.access = access
+        self.branch = plan.branch
+        query = context.query
+        self._reader = context.reader
+        self._step = step
+        self.rows = OrderedRows(context.reader, step, access, key_descending=query.key_descending, join=join)
+        # How components of a row become those of a position: constants are put between them.
+        constant = plan.branch.constant
+        self._layout = [
+            (invert(constant[order.name]) if order.descending else constant[order.name])
+            if order.name in constant
+            else None
+            for order in query.orders
+        ]
+        self._plain = all(part is None for part in self._layout)
+        self.complete = access.count == len(plan.orders)
+        self._orders = plan.orders
+        self._seek(context.start)
+
+    def _seek(self, start: bytes) -> None:
+        if not start:
+            return
+        query = self.context.query
+        components, key = query.split(start)
+        stored = b""
+        taken = 0
+        for order, constant, value in zip(query.orders, self._layout, components, strict=False):
+            part = invert(value) if order.descending else value
+            if constant is not None:
+                if constant != part:
+                    self.rows.start_at_group(stored, inclusive=constant > part)
+                    return
+            elif taken < self.access.count:
+                stored += invert(part) if self.access.backward else part
+                taken += 1
+            else:
+                self.rows.start_at_group(stored, inclusive=True)
+                return
+        if self.access.count < len(self._orders) or query.trailing:
+            if self.access.count or not query.trailing:
+                self.rows.start_at_group(stored, inclusive=True)
+            return
+        self.rows.start_at(stored, key, inclusive=self.context.inclusive)
+
+    def components(self, row: Rest) -> bytes:
+        """The leading part of a row's positions: all order components that the row or a constant gives."""
+        own = row.rest[: -(row.tail & TAIL_KEY_MASK)]
+        if self.access.backward:
+            own = invert(own)
+        if self._plain:
+            return own
+        parts: list[bytes] = []
+        start = 0
+        taken = 0
+        for order, constant in zip(self.context.query.orders, self._layout, strict=True):
+            if constant is not None:
+                parts.append(constant)
+            elif taken < self.access.count:
+                end = component_end(own, start, inverted=order.descending)
+                parts.append(own[start:end])
+                start = end
+                taken += 1
+            else:
+                break
+        return b"".join(parts)
+
+    async def fetch(self, limit: int) -> list[tuple[Rest, bytes]]:
+        """Rows whose key is in the branch's range, each with its key."""
+        lo, hi = self.branch.key_lo, self.branch.key_hi
+        while True:
+            rows = await self.rows.fetch(limit)
+            if not rows:
+                return []
+            found = [(row, row.rest[-(row.tail & TAIL_KEY_MASK) :]) for row in rows]
+            if self.access.key_filter:
+                found = [pair for pair in found if lo <= pair[1] < hi]
+            if found:
+                return found
+
+    async def records(self, pairs: Sequence[tuple[Rest, bytes]]) -> list[Record | None]:
+        """The entities of rows: those joined already, the others in one read."""
+        found: list[Record | None] = [
+            Record(row.version, row.payload) if row.payload is not None and row.version is not None else None
+            for row, _ in pairs
+        ]
+        missing = [place for place, record in enumerate(found) if record is None]
+        if missing:
+            records = await self._reader.read(self._step, [pairs[place][1] for place in missing])
+            for place, record in zip(missing, records, strict=True):
+                found[place] = record
+        return found
+
+
+class _ExactStage(_Stage):
+    """Rows that are results as they stand: all filters and the whole order are the index's."""
+
+    def __init__(self, context: _Context, plan: BranchPlan, step: Step) -> None:
+        self._context = context
+        self._rows = _Rows(context, plan, plan.ordered, step, join=context.join)
+        # An entity with several rows here is a result once, where its best row is.
+        self._verify = bool(context.query.orders) and not context.query.projection
+        self._places = self._type_places(plan) if context.query.projection else ()
+
+    def _type_places(self, plan: BranchPlan) -> tuple[tuple[int, int], ...]:
+        """(bit in the tail, place among the query's components) of every component with types to tell."""
+        names = [order.name for order in self._context.query.components]
+        span = plan.ordered.spans[0]
+        return tuple(
+            (ALTERNATE_SHIFT + place, names.index(order.name))
+            for place, order in zip(span.places, plan.orders, strict=False)
+        )
+
+    async def fetch(self, limit: int) -> list[Item]:
+        context, source = self._context, self._rows
+        key_part = context.query.key_part
+        ordered = bool(context.query.orders)
+        while True:
+            pairs = await source.fetch(limit)
+            if not pairs:
+                return []
+            items: list[Item] = []
+            doubtful: list[tuple[int, tuple[Rest, bytes]]] = []
+            for pair in pairs:
+                row, key = pair
+                position = source.components(row) + key_part(key) if ordered else key_part(key)
+                if self._verify and row.tail & TAIL_MULTI:
+                    doubtful.append((len(items), pair))
+                types = self._types(row.tail) if self._places and row.tail >> ALTERNATE_SHIFT else 0
+                record = None
+                if row.payload is not None and row.version is not None:
+                    record = Record(row.version, row.payload)
+                items.append(Item(position, key, types, record))
+            if doubtful:
+                records = await source.records([pair for _, pair in doubtful])
+                drop = set()
+                for (place, (_, key)), record in zip(doubtful, records, strict=True):
+                    item = items[place]
+                    if record is None or item.position not in context.positions(key, record):
+                        drop.add(place)
+                    else:
+                        items[place] = item._replace(record=record)
+                items = [item for place, item in enumerate(items) if place not in drop]
+            if items:
+                return items
+
+    def _types(self, tail: int) -> int:
+        types = 0
+        for bit, place in self._places:
+            if tail >> bit & 1:
+                types |= 1 << place
+        return types
+
+
+class _RefineStage(_Stage):
+    """Rows in order whose entities have yet to be compared with the query.
+
+    If the rows have only the first order components, the entities of equal ones are sorted together.
+    """
+
+    def __init__(self, context: _Context, plan: BranchPlan, step: Step) -> None:
+        self._context = context
+        self._rows = _Rows(context, plan, plan.ordered, step, join=True)
+        self._sorts = not self._rows.complete
+        self._group: bytes | None = None
+        self._sorter = _Sorter(context)
+
+    async def fetch(self, limit: int) -> list[Item]:
+        context, source = self._context, self._rows
+        out: list[Item] = []
+        while True:
+            # Few of these rows may be results: read more of them than are wanted.
+            pairs = await source.fetch(max(limit, _FIRST_PAGE))
+            if not pairs:
+                return out + self._sorter.drain()
+            records = await source.records(pairs)
+            for pair, record in zip(pairs, records, strict=True):
+                if record is None:
+                    continue
+                row, key = pair
+                prefix = source.components(row)
+                if self._sorts and prefix != self._group:
+                    out += self._sorter.drain()
+                    self._group = prefix
+                if not self._sorts:
+                    prefix += context.query.key_part(key)
+                for position in context.positions(key, record):
+                    if position.startswith(prefix) and context.started(position):
+                        item = Item(position, key, 0, record)
+                        if self._sorts:
+                            self._sorter.add(item)
+                        else:
+                            out.append(item)
+            if out:
+                return out
+
+
+class _Sorter:
+    """Collects items to sort: the first ``keep`` of them, or as many as the budget allows."""
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        self._items: dict[bytes, Item] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: Item) -> None:
+        items, context = self._items, self._context
+        items[item.position] = item
+        if context.keep is not None:
+            if len(items) >= 2 * context.keep + _FIRST_PAGE:
+                self._items = {p: items[p] for p in heapq.nsmallest(context.keep, items)}
+        elif len(items) > context.sort_budget:
+            raise context.needed()
+
+    def drain(self) -> list[Item]:
+        """Everything collected, in order."""
+        items, self._items = self._items, {}
+        return [items[position] for position in sorted(items)]
+
+
+class _SortStage(_Stage):
+    """Reads by way of the filters and sorts; gives the rows' order a try where there are too many for that."""
+
+    def __init__(self, context: _Context, plan: BranchPlan, step: Step) -> None:
+        assert plan.filtered is not None
+        self._context = context
+        self._plan = plan
+        self._step = step
+        self._sorted: list[Item] | None = None
+        self._given = 0
+        self._instead: _Stage | None = None
+
+    async def fetch(self, limit: int) -> list[Item]:
+        if self._sorted is None and self._instead is None:
+            await self._collect()
+        if self._instead is not None:
+            return await self._instead.fetch(limit)
+        assert self._sorted is not None
+        given = self._given
+        self._given = given + limit
+        return self._sorted[given : self._given]
+
+    async def _collect(self) -> None:
+        context, plan = self._context, self._plan
+        assert plan.filtered is not None
+        step = self._step.add("sort")
+        source = _Rows(replace(context, start=b""), plan, plan.filtered, _access_step(step, plan.filtered), join=True)
+        sorter = _Sorter(context)
+        read = 0
+        while pairs := await source.fetch(_LAST_PAGE):
+            read += len(pairs)
+            if read > (_PROBE if context.keep is not None else context.sort_budget):
+                step.detail = f"given up after {read} rows"
+                access = _access_step(self._step.add("filter", "rows in order"), plan.ordered)
+                self._instead = _RefineStage(context, plan, access)
+                return
+            for (_, key), record in zip(pairs, await source.records(pairs), strict=True):
+                if record is not None:
+                    for position in context.positions(key, record):
+                        if context.started(position):
+                            sorter.add(Item(position, key, 0, record))
+        self._sorted = sorter.drain()
+
+
+class _UnionStage(_Stage):
+    """Several branches merged by position; what several of them give is met once."""
+
+    def __init__(self, stages: Sequence[_Stage]) -> None:
+        self._stages = list(stages)
+        self._buffers: list[list[Item]] = [[] for _ in stages]
+        self._ended = [False] * len(self._stages)
+
+    async def fetch(self, limit: int) -> list[Item]:
+        page = max(8, limit // max(1, len(self._stages)))
+        out: list[Item] = []
+        while not out:
+            for place, stage in enumerate(self._stages):
+                if not self._buffers[place] and not self._ended[place]:
+                    self._buffers[place] = await stage.fetch(page)
+                    self._ended[place] = not self._buffers[place]
+            live = [buffer for buffer in self._buffers if buffer]
+            if not live:
+                return []
+            # Whatever is not after the last item of any buffer can't be preceded by what was not fetched yet.
+            safe = min(
+                (
+                    buffer[-1].position
+                    for place, buffer in enumerate(self._buffers)
+                    if buffer and not self._ended[place]
+                ),
+                default=max(buffer[-1].position for buffer in live),
+            )
+            last: Item | None = None
+            for item in heapq.merge(*live, key=_position):
+                if item.position > safe:
+                    break
+                if last is not None and last.position == item.position:
+                    if last.record is None and item.record is not None:
+                        out[-1] = last = item
+                    continue
+                out.append(item)
+                last = item
+            for place, buffer in enumerate(self._buffers):
+                self._buffers[place] = [item for item in buffer if item.position > safe]
+        return out
+
+
+def _position(item: Item) -> bytes:
+    return item.position
+
+
+def _access_step(parent: Step, access: Access) -> Step:
+    way = "descending" if access.backward else "ascending"
+    if len(access.spans) == 1:
+        return parent.add("scan", f"{access.spans[0].label}, {way}")
+    return parent.add("merge join", way)
+
+
+class QueryRun:
+    """A running query: gives pages of items until its limit or the end cursor."""
+
+    def __init__(
+        self,
+        query: NormalQuery,
+        plans: Sequence[BranchPlan],
+        reader: Reader,
+        serializer: Serializer,
+        bounds: Bounds,
+        *,
+        sort_budget: int,
+        page_size: int | None,
+        needed: Callable[[], NeedIndexError],
+    ) -> None:
+        self.query = query
+        self.reader = reader
+        self.bounds = bounds
+        self._serializer = serializer
+        self._page_size = page_size
+        self._next_page = page_size or _FIRST_PAGE
+        self._pending: list[Item] = []
+        self._keys_only = query.query.only_keys
+        self._distinct_seen: bytes | None = None
+        if query.distinct and bounds.start and not bounds.inclusive:
+            self._distinct_seen = bounds.start[: query.prefix_end(bounds.start, query.distinct)]
+        keep = None if bounds.limit is None or query.distinct else bounds.limit + bounds.skip
+        if keep is not None and keep > sort_budget:
+            keep = None
+        self._context = _Context(
+            query,
+            reader,
+            serializer,
+            bounds.start,
+            bounds.inclusive,
+            sort_budget,
+            keep,
+            not self._keys_only and not query.projection,
+            needed,
+        )
+        self.root = Step("query")
+        parent = self.root if len(plans) < 2 else self.root.add("union", f"of {len(plans)}")
+        stages = [self._stage(plan, parent) for plan in plans]
+        self._source: _Stage = stages[0] if len(stages) == 1 else _UnionStage(stages)
+        self._read_step = self.root.add("fetch", "entities by key") if self._context.join else self.root
+
+    def _stage(self, plan: BranchPlan, parent: Step) -> _Stage:
+        if plan.ordered.exact:
+            return _ExactStage(self._context, plan, _access_step(parent, plan.ordered))
+        if plan.filtered is not None:
+            return _SortStage(self._context, plan, parent)
+        detail = "and sort equal ones" if plan.ordered.count < len(plan.orders) else ""
+        return _RefineStage(self._context, plan, _access_step(parent.add("filter", detail), plan.ordered))
+
+    @property
+    def finished(self) -> bool:
+        """Whether no item can follow."""
+        return self.bounds.limit == 0
+
+    async def next_items(self) -> tuple[list[Item], int]:
+        """The next items (none at the end), with their entities where results are entities; and how many the
+        offset skipped."""
+        bounds = self.bounds
+        skipped = 0
+        out: list[Item] = []
+        size = self._next_page
+        if self._page_size is None:
+            self._next_page = min(_LAST_PAGE, size * 2)
+        want = size if bounds.limit is None else min(bounds.limit, size if self._page_size else _LAST_PAGE)
+        while len(out) < want and not self.finished:
+            if not self._pending:
+                self._pending = await self._fetch(want - len(out) + min(bounds.skip, _LAST_PAGE))
+                if not self._pending:
+                    bounds.limit = 0
+                    break
+            if bounds.skip:
+                passed = self._pending[: bounds.skip]
+                self._pending = self._pending[bounds.skip :]
+                bounds.skip -= len(passed)
+                skipped += len(passed)
+                bounds.move(passed[-1].position)
+                continue
+            taken = self._pending[: want - len(out)]
+            self._pending = self._pending[len(taken) :]
+            bounds.move(taken[-1].position)
+            if self._context.join:
+                taken = await self._with_entities(taken)
+            out += taken
+            if bounds.limit is not None:
+                bounds.limit -= len(taken)
+        return out, skipped
+
+    async def _fetch(self, limit: int) -> list[Item]:
+        """Items of the stage, less those that are not results: after the end, or equal in ``distinct``."""
+        bounds = self.bounds
+        while True:
+            items = await self._source.fetch(limit)
+            if not items:
+                return []
+            if bounds.end is not None and items[-1].position >= bounds.end:
+                items = [item for item in items if bounds.before_end(item.position)]
+                if not items:
+                    return []
+            if self.query.distinct:
+                items = self._distinct(items)
+            if items:
+                return items
+
+    def _distinct(self, items: list[Item]) -> list[Item]:
+        query = self.query
+        out = []
+        for item in items:
+            prefix = item.position[: query.prefix_end(item.position, query.distinct)]
+            if prefix != self._distinct_seen:
+                out.append(item)
+                self._distinct_seen = prefix
+        return out
+
+    async def _with_entities(self, items: list[Item]) -> list[Item]:
+        missing = [place for place, item in enumerate(items) if item.record is None]
+        if not missing:
+            return items
+        records = await self.reader.read(self._read_step, [items[place].key for place in missing])
+        found: list[Item | None] = list(items)
+        for place, record in zip(missing, records, strict=True):
+            item = items[place]
+            found[place] = None
+            if record is not None and self._still(item, record):
+                found[place] = item._replace(record=record)
+        return [item for item in found if item is not None]
+
+    def _still(self, item: Item, record: Record) -> bool:
+        """Whether an entity read after its index row is still the result it was."""
+        if self.reader.version is not None and record.version <= self.reader.version:
+            return True
+        return item.position in self._context.positions(item.key, record)
+
+    def result(self, item: Item) -> Any:
+        """What the caller gets for an item: an entity, a key, or a projected entity."""
+        key = decode_key(item.key)
+        if self._keys_only:
+            return key
+        if not self.query.projection:
+            assert item.record is not None
+            return self._serializer.loads(key, item.record.payload, item.record.version)
+        if item.record is not None:
+            entity: Entity = self._serializer.loads(key, item.record.payload, item.record.version)
+            return self.query.projected(
+                key, item.position, item.record.version, types_of(indexed_values(entity))
+            )
+        types = item.types
+        return self.query.projected(key, item.position, 0, lambda place, _name, _value: bool(types >> place & 1))
