@@ -5,7 +5,8 @@ A file is UTF-8, one JSON object a line. An entity::
     {"key": "/Person:ada/Task:7", "properties": {"title": "Note G", "done": false}, "unindexed": ["title"]}
 
 ``key`` is the readable form (with ``project!namespace`` before the first slash, where set); if it ends with a
-kind, the entity gets an id when it is imported. ``unindexed`` may be left out.
+kind, the entity gets an id when it is imported. ``unindexed`` may be left out. A line with
+``"projection": true`` is a row of a query's projection: to be read by others, never imported.
 
 ==============================  =======================================================================
 value                           JSON
@@ -94,6 +95,8 @@ def _entity(entity: Entity) -> dict[str, Any]:
     line: dict[str, Any] = {"key": str(entity.key), "properties": _properties(entity)}
     if entity.unindexed:
         line["unindexed"] = sorted(entity.unindexed)
+    if entity.is_projection:
+        line["projection"] = True
     return line
 
 
@@ -176,11 +179,14 @@ def load_entity(given: Any) -> Entity:
     if not isinstance(given, dict):
         raise BadValueError(f"expected an object with the members key and properties, got {given!r:.80}")
     for member in given:
+        if member == "projection":
+            raise BadValueError("this is a row of a projection, which lacks the entity's other properties")
         if member not in ("key", "properties", "unindexed"):
             raise BadValueError(f"unknown member {member!r}; an entity has key, properties and unindexed")
-    properties = given.get("properties", {})
+    properties = given.get("properties")
     if not isinstance(properties, dict):
-        raise BadValueError(f"expected properties as an object, got {properties!r:.80}")
+        what = f"got {properties!r:.80}" if "properties" in given else "found none"
+        raise BadValueError(f"expected a member properties with an object, {what}")
     unindexed = given.get("unindexed", ())
     if not isinstance(unindexed, list | tuple):
         raise BadValueError(f"expected unindexed as an array of names, got {unindexed!r:.80}")

@@ -175,7 +175,7 @@ def _alternatives(part: PropertyFilter | And | Or) -> Iterator[_Shape]:
 
 
 def _required(query: Query, shape: _Shape) -> RequiredIndex:
-    group_by = frozenset(query.distinct)
+    group_by = frozenset(query.distinct_names)
     orders, exists = _normalize(query, shape)
     equality, inequality = shape.equality, shape.inequality
     if not exists:
@@ -210,7 +210,7 @@ def _normalize(query: Query, shape: _Shape) -> tuple[list[tuple[str, str]], froz
         if order.name not in done:
             done.add(order.name)
             orders.append((order.name, "desc" if order.descending else "asc"))
-    exists = frozenset((*query.projection, *query.distinct)) - done - set(shape.inequality)
+    exists = frozenset((*query.projection, *query.distinct_names)) - done - set(shape.inequality)
     if KEY in equality:
         return [], exists
     for position, (name, _) in enumerate(orders):

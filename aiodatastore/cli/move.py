@@ -1,0 +1,216 @@
+"""``import``, ``export`` and ``copy``."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aiodatastore.cli.app import FAILED, app, opened, run
+from aiodatastore.cli.options import json_option
+from aiodatastore.cli.output import note, print_json, transfer_progress
+from aiodatastore.cli.parsing import parse_names
+from aiodatastore.transfer import (
+    Selection,
+    TransferReport,
+    copy,
+    export_entities,
+    import_entities,
+)
+
+__all__ = ["copy_command", "export_command", "import_command"]
+
+_selection_options = (
+    click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this kind (may be repeated)."),
+    click.option("--namespace", metavar="NAME", help="Only this namespace; '' is the default one."),
+)
+
+
+def _selection(command: Any) -> Any:
+    for option in reversed(_selection_options):
+        command = option(command)
+    return command
+
+
+@app.command(
+    "import",
+    epilog="""\
+\b
+A line is one entity; `export` writes them, and docs/transfer shows every type:
+  {"key": "/Person:ada", "properties": {"name": "Ada", "born": 1815}, "unindexed": ["name"]}
+  {"key": "/Person:ada/Task", "properties": {"due": {"$datetime": "2024-01-01T00:00:00Z"}}}
+A key that ends with a kind gets an id.
+
+\b
+Examples:
+  aiodatastore import sqlite:///people.db people.jsonl
+  aiodatastore import sqlite:///people.db people.jsonl --resume
+  zcat people.jsonl.gz | aiodatastore import sqlite:///people.db -
+""",
+)
+@click.argument("url")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--resume", is_flag=True, help="Go on where an interrupted import of this file stopped.")
+@click.option("--progress-file", type=click.Path(dir_okay=False), help="By default FILE.progress.")
+@click.option(
+    "--batch",
+    "batch_size",
+    default=500,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Entities a commit.",
+)
+@click.option(
+    "--in-flight", default=4, show_default=True, type=click.IntRange(1, 64), help="Commits at a time."
+)
+@json_option
+def import_command(url: str, file: str, *, progress_file: str | None, as_json: bool, **options: Any) -> int:
+    """Put the entities of a FILE of JSON lines (- is standard input), overwriting those of the same keys.
+
+    Each batch is one atomic commit. Progress is recorded beside the file until the end, so that --resume can
+    go on after an interruption.
+    """
+    if file == "-" and (options["resume"] or progress_file):
+        raise click.UsageError("standard input can't be resumed")
+    if file != "-":
+        options["progress_file"] = progress_file or f"{file}.progress"
+    report = run(_import, url, file, **options)
+    _tell("imported", report, as_json)
+    if report.truncated:
+        note("warning: the file is an export without its last line; it was cut short")
+    return 0
+
+
+async def _import(url: str, file: str, **options: Any) -> TransferReport:
+    source = sys.stdin.buffer if file == "-" else file
+    async with opened(url, create=True) as store:
+        with transfer_progress("import", bytes_known=file != "-") as show:
+            return await import_entities(store, source, progress=show, **options)
+
+
+@app.command(
+    "export",
+    epilog="""\
+\b
+Examples:
+  aiodatastore export sqlite:///people.db people.jsonl
+  aiodatastore export sqlite:///people.db people.jsonl --resume
+  aiodatastore export sqlite:///people.db - --kind Person | gzip > people.jsonl.gz
+""",
+)
+@click.argument("url")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, writable=True))
+@_selection
+@click.option("--resume", is_flag=True, help="Append what an interrupted export lacks.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@json_option
+def export_command(
+    url: str,
+    file: str,
+    *,
+    kinds: tuple[str, ...],
+    namespace: str | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Write entities to a FILE of JSON lines (- is standard output), in order of their keys.
+
+    Every type is kept. The store may be in use meanwhile: entities that change are written in their old or
+    their new state.
+    """
+    if file == "-" and (resume or as_json):
+        raise click.UsageError("--resume and --json need a file, not standard output")
+    if not resume and not overwrite and file != "-" and Path(file).exists() and Path(file).stat().st_size:
+        raise click.UsageError(f"{file} exists: say --resume, or --overwrite")
+    selection = Selection(parse_names(kinds), namespace)
+    report = run(_export, url, file, selection=selection, resume=resume, overwrite=overwrite)
+    _tell("exported", report, as_json)
+    return 0
+
+
+async def _export(url: str, file: str, **options: Any) -> TransferReport:
+    target = sys.stdout.buffer if file == "-" else file
+    async with opened(url) as store:
+        with transfer_progress("export") as show:
+            return await export_entities(store, target, progress=show, **options)
+
+
+@app.command(
+    "copy",
+    epilog="""\
+\b
+Examples:
+  aiodatastore copy sqlite:///people.db sqlite:///backup.db --verify
+  aiodatastore copy sqlite:///people.db postgresql://localhost/people --kind Person
+""",
+)
+@click.argument("source", metavar="URL")
+@click.argument("target", metavar="URL")
+@_selection
+@click.option("--indexes/--no-indexes", default=True, help="Create the composite indexes, too (the default).")
+@click.option(
+    "--verify", is_flag=True, help="Read everything again and compare; exits with 1 on a difference."
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted copy stopped.")
+@click.option("--progress-file", type=click.Path(dir_okay=False), help="Where the progress is recorded.")
+@json_option
+def copy_command(
+    source: str,
+    target: str,
+    *,
+    kinds: tuple[str, ...],
+    namespace: str | None,
+    progress_file: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Copy the entities of one store into another, overwriting those of the same keys.
+
+    What the target has besides stays. Progress is recorded in the current folder until the end.
+    """
+    if source == target and not source.startswith("memory:"):
+        raise click.UsageError("source and target are the same store")
+    options["selection"] = Selection(parse_names(kinds), namespace)
+    options["progress_file"] = progress_file or _copy_progress(source, target)
+    report = run(_copy, source, target, **options)
+    _tell("copied", report, as_json)
+    for difference in report.differences:
+        note(f"{difference.problem}: {difference.key}")
+    if report.different > len(report.differences):
+        note(f"... and {report.different - len(report.differences):,} more")
+    return FAILED if report.different else 0
+
+
+def _copy_progress(source: str, target: str) -> str:
+    which = hashlib.blake2b(f"{source} {target}".encode(), digest_size=4).hexdigest()
+    return f"aiodatastore-copy-{which}.progress"
+
+
+async def _copy(source: str, target: str, **options: Any) -> TransferReport:
+    async with opened(source) as origin, opened(target, create=True) as goal:
+        with transfer_progress("copy") as show:
+            return await copy(origin, goal, progress=show, **options)
+
+
+def _tell(what: str, report: TransferReport, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "entities": report.entities,
+                "resumed": report.resumed,
+                "seconds": round(report.seconds, 3),
+                "indexes": report.indexes,
+                "verified": report.verified,
+                "different": report.different,
+                "truncated": report.truncated,
+            }
+        )
+        return
+    rate = f" ({report.entities / report.seconds:,.0f}/s)" if report.seconds >= 0.5 else ""
+    before = f", after {report.resumed:,} before the interruption" if report.resumed else ""
+    verified = f"; verified {report.verified:,}, {report.different:,} differ" if report.verified else ""
+    note(f"{what} {report.entities:,} entities in {report.seconds:.1f} s{rate}{before}{verified}")
