@@ -77,6 +77,7 @@ __all__ = [
     "span_digest",
 ]
 
+
 class ReadPolicy(enum.StrEnum):
     """How fresh a read outside transactions must be (App Engine's ``read_policy``)."""
 
@@ -248,7 +249,7 @@ class Adapter(ABC):
         """Entities of complete keys, in one consistent view."""
 
     @abstractmethod
-    def run(self, query: Query, options: RunOptions = RunOptions()) -> ResultStream:  # noqa: B008
+    def run(self, query: Query, options: RunOptions = RunOptions()) -> ResultStream:
         """Start a query; nothing is read before the first page.
 
         :raises NeedIndexError: if indexes are required and none serves it
@@ -259,7 +260,7 @@ class Adapter(ABC):
         self,
         query: Query,
         aggregations: Sequence[Aggregation],
-        options: RunOptions = RunOptions(),  # noqa: B008
+        options: RunOptions = RunOptions(),
     ) -> AggregateResult:
         """Aggregate a query's results (its limit and offset included), on index rows alone where possible."""
 
@@ -293,9 +294,7 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    async def delete_index(
-        self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None
-    ) -> None:
+    async def delete_index(self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None) -> None:
         """Mark DELETING, remove its rows in batches, forget it."""
 
     @abstractmethod
@@ -305,5 +304,3 @@ class Adapter(ABC):
     @abstractmethod
     async def stats(self) -> dict[str, Any]:
         """``{"kinds": [{"project", "namespace", "kind", "entities", "bytes", "index_rows"}, …], "version": int}``."""
-
-

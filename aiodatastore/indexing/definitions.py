@@ -281,9 +281,7 @@ class _Reader:
     def property(self, node: Node) -> tuple[str, str]:
         members = self.members(node, "a property", ("name", "direction", "mode"))
         if "mode" in members:
-            raise self.error(
-                members["mode"], "mode (geospatial) is not supported; use direction: asc or desc"
-            )
+            raise self.error(members["mode"], "mode (geospatial) is not supported; use direction: asc or desc")
         if "name" not in members:
             raise self.error(node, "a property has no name")
         name = self.string(members["name"], "name")

@@ -293,6 +293,8 @@ class _RefineStage(_Stage):
                         item = Item(position, key, 0, record)
                         if self._sorts:
                             self._sorter.add(item)
+                            if self._sorter.full:
+                                raise context.needed()
                         else:
                             out.append(item)
             if out:
@@ -306,17 +308,16 @@ class _Sorter:
         self._context = context
         self._items: dict[bytes, Item] = {}
 
-    def __len__(self) -> int:
-        return len(self._items)
+    @property
+    def full(self) -> bool:
+        """Whether there is more than the budget allows."""
+        return len(self._items) > self._context.sort_budget
 
     def add(self, item: Item) -> None:
-        items, context = self._items, self._context
+        items, keep = self._items, self._context.keep
         items[item.position] = item
-        if context.keep is not None:
-            if len(items) >= 2 * context.keep + _FIRST_PAGE:
-                self._items = {p: items[p] for p in heapq.nsmallest(context.keep, items)}
-        elif len(items) > context.sort_budget:
-            raise context.needed()
+        if keep is not None and len(items) >= 2 * keep + _FIRST_PAGE:
+            self._items = {position: items[position] for position in heapq.nsmallest(keep, items)}
 
     def drain(self) -> list[Item]:
         """Everything collected, in order."""
@@ -353,9 +354,10 @@ class _SortStage(_Stage):
         source = _Rows(replace(context, start=b""), plan, plan.filtered, _access_step(step, plan.filtered), join=True)
         sorter = _Sorter(context)
         read = 0
+        most = _PROBE if context.keep is not None else context.sort_budget
         while pairs := await source.fetch(_LAST_PAGE):
             read += len(pairs)
-            if read > (_PROBE if context.keep is not None else context.sort_budget):
+            if read > most or sorter.full:
                 step.detail = f"given up after {read} rows"
                 access = _access_step(self._step.add("filter", "rows in order"), plan.ordered)
                 self._instead = _RefineStage(context, plan, access)
@@ -569,8 +571,6 @@ class QueryRun:
             return self._serializer.loads(key, item.record.payload, item.record.version)
         if item.record is not None:
             entity: Entity = self._serializer.loads(key, item.record.payload, item.record.version)
-            return self.query.projected(
-                key, item.position, item.record.version, types_of(indexed_values(entity))
-            )
+            return self.query.projected(key, item.position, item.record.version, types_of(indexed_values(entity)))
         types = item.types
         return self.query.projected(key, item.position, 0, lambda place, _name, _value: bool(types >> place & 1))

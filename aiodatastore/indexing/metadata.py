@@ -50,9 +50,7 @@ _TYPES = (
 async def _texts(reader: Reader, step: Step, prefix: bytes, count: int = 1) -> AsyncIterator[tuple[str, ...]]:
     """The different texts that follow a prefix in the index space, ``count`` at a time."""
     lo = prefix
-    while rows := await reader.scan(
-        step, Space.INDEX, lo, prefix + _AFTER, 1, reverse=False, join=False
-    ):
+    while rows := await reader.scan(step, Space.INDEX, lo, prefix + _AFTER, 1, reverse=False, join=False):
         row = rows[0][0]
         end = len(prefix)
         found = []
@@ -76,7 +74,7 @@ async def kinds(reader: Reader, step: Step, project: str, namespace: str) -> lis
 
 async def metadata_entities(reader: Reader, step: Step, query: Query) -> list[Entity]:
     """All entities of a metadata kind in the query's partition (namespaces: of its project)."""
-    project, namespace = query.project, query.namespace
+    project, namespace = query.project_id, query.namespace
     nothing: frozenset[str] = frozenset()
     if query.kind == "__namespace__":
         return [
@@ -86,9 +84,7 @@ async def metadata_entities(reader: Reader, step: Step, query: Query) -> list[En
         ]
     found = await kinds(reader, step, project, namespace)
     if query.kind == "__kind__":
-        return [
-            Entity._make(Key._make(project, namespace, (("__kind__", kind),)), {}, nothing, 0) for kind in found
-        ]
+        return [Entity._make(Key._make(project, namespace, (("__kind__", kind),)), {}, nothing, 0) for kind in found]
     entities = []
     for kind in found:
         prefix = b"\x02" + encode_partition(project, namespace) + encode_text(kind)

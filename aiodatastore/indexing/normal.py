@@ -131,7 +131,16 @@ class NormalQuery:
     ``distinct``.
     """
 
-    __slots__ = ("branches", "components", "distinct", "key_descending", "orders", "projection", "query", "trailing")
+    __slots__ = (
+        "branches",
+        "components",
+        "distinct",
+        "key_descending",
+        "orders",
+        "projection",
+        "query",
+        "trailing",
+    )
 
     def __init__(
         self,
@@ -248,7 +257,7 @@ class NormalQuery:
     @property
     def partition(self) -> tuple[str, str]:
         """Project and namespace."""
-        return self.query.project or "", self.query.namespace or ""
+        return self.query.project_id, self.query.namespace
 
 
 def types_of(values: IndexedValues) -> Callable[[int, str, bytes], bool]:
@@ -297,13 +306,11 @@ def _product(factors: list[list[list[_Condition]]]) -> list[list[_Condition]]:
                 f"the filters come to more than {MAX_BRANCHES} alternatives (in, !=, not in and Or multiply): "
                 "ask for fewer values, or run several queries"
             )
-    return [
-        [condition for part in combination for condition in part] for combination in itertools.product(*factors)
-    ]
+    return [[condition for part in combination for condition in part] for combination in itertools.product(*factors)]
 
 
 def _branch(query: Query, conditions: Iterable[_Condition]) -> Branch:
-    project, namespace = query.project or "", query.namespace or ""
+    project, namespace = query.project_id, query.namespace
     equals: dict[str, dict[bytes, None]] = {}
     ranges: dict[str, Range] = {}
     key_range = Range(encode_partition(project, namespace), encode_partition(project, namespace) + _AFTER)
@@ -380,13 +387,13 @@ def normalize(query: Query) -> NormalQuery:
             orders[inequality] = False
     if query.projection:
         ranged = [name for branch in branches for name in branch.ranges]
-        for name in (*ranged, *sorted(query.distinct), *sorted(query.projection)):
+        for name in (*ranged, *sorted(query.distinct_names), *sorted(query.projection)):
             if name not in orders:
                 implied.setdefault(name, False)
     effective = tuple(OrderBy(name, descending) for name, descending in orders.items())
     after_key = tuple(OrderBy(name, descending) for name, descending in trailing.items())
     distinct = 0
-    wanted = set(query.distinct)
+    wanted = set(query.distinct_names)
     for order in effective:
         if not wanted:
             break

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from aiodatastore.rowstore import TAIL_MULTI
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadRequestError
 from aiodatastore.indexing.encoding import encode_key, encode_partition, encode_text, encode_value, invert
 from aiodatastore.key import Key
+from aiodatastore.rowstore import TAIL_MULTI
 from aiodatastore.values import Blob, Text
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ def _collect(values: IndexedValues, name: str, value: Any) -> None:
         values.setdefault(name, {}).setdefault(encode_value(value), alternate)
 
 
-def index_rows(
-    key: Key, values: IndexedValues, composites: Sequence[CompositeIndex] = ()
-) -> dict[bytes, int]:
+def index_rows(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex] = ()) -> dict[bytes, int]:
     """Every index row of an entity: row → tail. ``composites`` are those of its kind.
 
     :raises BadRequestError: if there would be more than :data:`MAX_INDEX_ROWS`, naming the properties
@@ -174,9 +172,7 @@ def composite_rows(
             return
         bit = 1 << (ALTERNATE_SHIFT + place)
         descending = direction == "desc"
-        columns.append(
-            [(invert(v) if descending else v, bit if alternate else 0) for v, alternate in found.items()]
-        )
+        columns.append([(invert(v) if descending else v, bit if alternate else 0) for v, alternate in found.items()])
     combinations = [
         (b"".join([value for value, _ in combination]), sum([bit for _, bit in combination]))
         for combination in itertools.product(*columns)

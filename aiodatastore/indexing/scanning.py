@@ -69,9 +69,7 @@ class Reader:
         if lo >= hi:
             return ()
         await self._pause()
-        rows, version = await self.store.scan(
-            Span(space, lo, hi), limit, reverse=reverse, with_entities=join
-        )
+        rows, version = await self.store.scan(Span(space, lo, hi), limit, reverse=reverse, with_entities=join)
         if self.version is None:
             self.version = version
         step.scans += 1
@@ -155,9 +153,7 @@ class _SpanScanner:
         if space is Space.ENTITY:
             return [Rest(row, len(row), version, payload) for row, _, version, payload in rows], len(rows) < limit
         cut = len(prefix)
-        return [
-            Rest(row[cut:], tail, version, payload) for row, tail, version, payload in rows
-        ], len(rows) < limit
+        return [Rest(row[cut:], tail, version, payload) for row, tail, version, payload in rows], len(rows) < limit
 
 
 class _Cursor:
@@ -257,9 +253,7 @@ class OrderedRows:
     within a page, otherwise by reading the group's own span the other way.
     """
 
-    def __init__(
-        self, reader: Reader, step: Step, access: Access, *, key_descending: bool, join: bool
-    ) -> None:
+    def __init__(self, reader: Reader, step: Step, access: Access, *, key_descending: bool, join: bool) -> None:
         scanners = []
         for span in access.spans:
             label = step if len(access.spans) == 1 else step.add("span", span.label)

@@ -94,9 +94,7 @@ def minimal_index(query: Query, defined: Sequence[IndexDefinition]) -> IndexDefi
     return missing[0][1] if missing else None
 
 
-def missing_indexes(
-    query: Query, defined: Sequence[IndexDefinition]
-) -> list[tuple[IndexDefinition, IndexDefinition]]:
+def missing_indexes(query: Query, defined: Sequence[IndexDefinition]) -> list[tuple[IndexDefinition, IndexDefinition]]:
     """(recommended, minimal) for each branch of ``query`` that the indexes ``defined`` don't serve."""
     found: dict[tuple[IndexDefinition, IndexDefinition], None] = {}
     for index in required_indexes(query):
@@ -141,9 +139,7 @@ class _Shape:
     inequality: tuple[str, ...] = ()
 
     def and_(self, other: _Shape) -> _Shape:
-        return _Shape(
-            _unique((*self.equality, *other.equality)), _unique((*self.inequality, *other.inequality))
-        )
+        return _Shape(_unique((*self.equality, *other.equality)), _unique((*self.inequality, *other.inequality)))
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from aiodatastore.indexing.scanning import Reader
 from aiodatastore.rowstore import TAIL_KEY_MASK, Space
 
 if TYPE_CHECKING:
-    from aiodatastore.adapters.engine import EngineAdapter
+    from aiodatastore.adapters.engine.adapter import EngineAdapter
 
 __all__ = ["check_store", "store_stats"]
 

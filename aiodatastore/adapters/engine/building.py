@@ -23,7 +23,7 @@ from aiodatastore.indexing.scanning import Reader
 from aiodatastore.rowstore import TAIL_KEY_MASK, RowBatch, RowCommit, Space, StaleFenceError
 
 if TYPE_CHECKING:
-    from aiodatastore.adapters.engine import EngineAdapter
+    from aiodatastore.adapters.engine.adapter import EngineAdapter
 
 __all__ = ["IndexBuilder"]
 
@@ -92,9 +92,7 @@ class IndexBuilder:
             raise
         return await self._set_state(definition, IndexState.SERVING, "", seen)
 
-    async def _set_state(
-        self, definition: IndexDefinition, state: IndexState, message: str, seen: int
-    ) -> IndexInfo:
+    async def _set_state(self, definition: IndexDefinition, state: IndexState, message: str, seen: int) -> IndexInfo:
         def change(catalog: Catalog) -> Catalog | None:
             entry = catalog.find(definition)
             if entry is None or entry.info.state is IndexState.DELETING:
@@ -106,16 +104,12 @@ class IndexBuilder:
         assert entry is not None
         return entry.info
 
-    async def _build_span(
-        self, entry: CatalogEntry, span: bytes, lo: bytes, seen: int, progress: Progress
-    ) -> int:
+    async def _build_span(self, entry: CatalogEntry, span: bytes, lo: bytes, seen: int, progress: Progress) -> int:
         adapter = self._adapter
         reader = Reader(adapter.store, track=False)
         step = Step("build")
         batches = 0
-        while rows := await reader.scan(
-            step, Space.INDEX, lo, span + _AFTER, _BATCH, reverse=False, join=True
-        ):
+        while rows := await reader.scan(step, Space.INDEX, lo, span + _AFTER, _BATCH, reverse=False, join=True):
             puts: dict[bytes, int] = {}
             checks: list[tuple[bytes, int]] = []
             for row, tail, version, payload in rows:
@@ -184,9 +178,7 @@ class IndexBuilder:
         step = Step("delete")
         prefix = entry.index.prefix
         removed = 0
-        while rows := await reader.scan(
-            step, Space.INDEX, prefix, prefix + _AFTER, 1000, reverse=False, join=False
-        ):
+        while rows := await reader.scan(step, Space.INDEX, prefix, prefix + _AFTER, 1000, reverse=False, join=False):
             commit = RowCommit(index_deletes=[row[0] for row in rows])
             await adapter.store.commit(RowBatch([commit], adapter.old_rows))
             removed += len(rows)

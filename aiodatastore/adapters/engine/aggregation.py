@@ -22,7 +22,7 @@ from aiodatastore.query import Query
 from aiodatastore.rowstore import TAIL_MULTI
 
 if TYPE_CHECKING:
-    from aiodatastore.adapters.engine import EngineAdapter
+    from aiodatastore.adapters.engine.adapter import EngineAdapter
 
 __all__ = ["aggregate"]
 
@@ -116,9 +116,7 @@ async def _count(adapter: EngineAdapter, query: Query, reader: Reader) -> int:
             return total
 
 
-async def _count_span(
-    query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader
-) -> int | None:
+async def _count_span(query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader) -> int | None:
     """Count a span in the store, where every row of it is a result; None where rows have to be looked at."""
     plan = plans[0]
     access = plan.ordered
@@ -146,9 +144,7 @@ async def _count_span(
 # -------------------------------------------------------------------------------------- sum and avg
 
 
-async def _by_index(
-    adapter: EngineAdapter, query: Query, reader: Reader, item: Aggregation
-) -> _Sum | None:
+async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: Aggregation) -> _Sum | None:
     """Sum one property from the rows of an index that has it; None where no plan allows."""
     function, name = item
     if function == "count" or query.max_results is not None or query.skip or query.projection:
@@ -237,7 +233,7 @@ async def _by_entities(
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
     if query.only_keys:
-        query = query.keys_only(False)
+        query = query.whole()
     normal, plans = adapter.plan(query)
     sums = [_Sum() for _ in aggregations]
     results = 0

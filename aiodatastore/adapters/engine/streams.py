@@ -1,0 +1,120 @@
+"""Running queries: pages of results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiodatastore.adapters.base import Page, ResultStream, RunOptions
+from aiodatastore.errors import NeedIndexError
+from aiodatastore.indexing.encoding import decode_key
+from aiodatastore.indexing.execution import QueryRun
+from aiodatastore.indexing.explain import Explanation, Step
+from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
+from aiodatastore.indexing.scanning import Reader
+from aiodatastore.query import Query
+
+if TYPE_CHECKING:
+    from aiodatastore.adapters.engine.adapter import EngineAdapter
+
+__all__ = ["EngineStream"]
+
+
+class EngineStream(ResultStream):
+    """A running query on the engine: planned again from where it stands if indexes change under it."""
+
+    def __init__(self, adapter: EngineAdapter, query: Query, options: RunOptions) -> None:
+        self._adapter = adapter
+        self._query = query
+        self._options = options
+        self._normal, self._plans = adapter.plan(query)
+        self._planned_with = adapter.catalog.version
+        self._bounds = adapter.bounds(query, self._normal)
+        self._reader = Reader(adapter.store, track=options.track)
+        self._missing: NeedIndexError | None = None
+        self._done = not self._plans
+        self._metadata = query.kind in METADATA_KINDS
+        self._run = self._start()
+
+    def _start(self) -> QueryRun:
+        adapter = self._adapter
+        query = self._query
+        if not self._metadata and any(not plan.ordered.exact for plan in self._plans):
+            self._missing = adapter.tell_missing_index(query)
+        return QueryRun(
+            self._normal,
+            self._plans,
+            self._reader,
+            adapter.serializer,
+            self._bounds,
+            sort_budget=adapter.sort_budget,
+            page_size=self._options.page_size,
+            needed=lambda: adapter.needed(query),
+        )
+
+    async def next_page(self) -> Page:
+        """Read until the page is full."""
+        if self._metadata:
+            return await self._metadata_page()
+        adapter = self._adapter
+        await adapter.refresh()
+        if adapter.catalog.version != self._planned_with:
+            self._normal, self._plans = adapter.plan(self._query)
+            self._planned_with = adapter.catalog.version
+            self._run = self._start()
+        if self._done:
+            return Page([], self._bounds.start or None, False, self._reader.version or 0, self._positions([]))
+        run = self._run
+        items, skipped = await run.next_items()
+        self._done = run.finished
+        result = run.result
+        return self._page(
+            [result(item) for item in items],
+            [item.position for item in items] if self._options.positions else [],
+            skipped,
+        )
+
+    def _positions(self, positions: list[bytes]) -> list[bytes] | None:
+        return positions if self._options.positions else None
+
+    def _page(self, results: list[Any], positions: list[bytes], skipped: int) -> Page:
+        reader = self._reader
+        page = Page(
+            results,
+            self._bounds.start or None,
+            not self._done,
+            reader.version or 0,
+            self._positions(positions),
+            skipped,
+        )
+        if reader.track:
+            page.checks = {decode_key(key): version for key, version in reader.checks.items()}
+            page.spans = reader.spans
+            reader.checks, reader.spans = {}, []
+        return page
+
+    async def _metadata_page(self) -> Page:
+        if self._done:
+            return self._page([], [], 0)
+        self._done = True
+        bounds = self._bounds
+        step = self._run.root.add("metadata", self._query.kind or "")
+        found = await metadata_entities(self._reader, step, self._query)
+        hits = sorted((match for entity in found for match in self._normal.matches(entity)), key=lambda match: match[0])
+        hits = [
+            match
+            for match in hits
+            if (match[0] > bounds.start or (bounds.inclusive and match[0] == bounds.start))
+            and (bounds.end is None or bounds.before_end(match[0]))
+        ]
+        skipped = min(bounds.skip, len(hits))
+        stop = None if bounds.limit is None else skipped + bounds.limit
+        reached = hits[:stop]
+        if reached:
+            bounds.move(reached[-1][0])
+        kept = reached[skipped:]
+        return self._page([result for _, result in kept], [position for position, _ in kept], skipped)
+
+    def explain(self) -> Explanation:
+        """The plan and what it read."""
+        root: Step = self._run.root
+        return Explanation(root, self._missing.definition if self._missing else None)
