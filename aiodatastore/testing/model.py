@@ -257,16 +257,18 @@ class Model:
                 And(*part.filters) if part is query else And(*part.filters, *query.filters)
             )
         ]
+        if not branches:
+            return []
         merged = len(branches) > 1
         sorting = _sorting(query, branches)
         rows = [row for branch in branches for row in self._branch_rows(query, branch, sorting)]
         rows = _once(sorted(rows, key=lambda row: row.position), query, merged)
-        if not query.distinct:
+        if not query.distinct_names:
             return rows
         firsts: dict[tuple[Rank, ...], ModelRow] = {}
         for row in rows:
             values = row.values or {}
-            firsts.setdefault(tuple(rank(values[name]) for name in query.distinct), row)
+            firsts.setdefault(tuple(rank(values[name]) for name in query.distinct_names), row)
         return list(firsts.values())
 
     def run(
@@ -304,7 +306,7 @@ class Model:
     def _candidates(self, query: Query) -> Iterator[tuple[Entity, dict[str, dict[Rank, Any]]]]:
         for entity in self.entities.values():
             key, ancestor = entity.key, query.ancestor
-            if (key.project, key.namespace) != (query.project or "", query.namespace or ""):
+            if (key.project, key.namespace) != (query.project_id, query.namespace):
                 continue
             if query.kind is not None and key.kind != query.kind:
                 continue
@@ -354,7 +356,7 @@ def _sorting(query: Query, branches: Sequence[Branch]) -> list[tuple[str, bool]]
     if query.projection:
         if len(branches) == 1:
             orders += [(name, False) for name in branches[0].tests]
-        orders += [(name, False) for name in (*sorted(query.distinct), *sorted(query.projection))]
+        orders += [(name, False) for name in (*sorted(query.distinct_names), *sorted(query.projection))]
     sorting: dict[str, bool] = {}
     for name, falling in orders:
         sorting.setdefault(name, falling)
