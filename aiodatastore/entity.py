@@ -14,11 +14,15 @@ from aiodatastore.key import Key, check_kind
 from aiodatastore.values import (
     CHECKS,
     COPIERS,
+    INT64_MAX,
+    INT64_MIN,
+    MAX_INDEXED_BYTES,
     Blob,
     GeoPoint,
     Text,
     check_embedded,
     check_name_form,
+    known_names,
     refuse,
     validate_property_name,
 )
@@ -165,9 +169,8 @@ class Entity(dict[str, Any]):
         new.update(self)
         if not _COPIED.isdisjoint(map(type, self.values())):
             for name, value in self.items():
-                copier = COPIERS.get(type(value))
-                if copier is not None:
-                    new[name] = copier(value)
+                if type(value) in _COPIED:
+                    new[name] = COPIERS[type(value)](value)
         new.key = self.key
         new._unindexed = self._unindexed
         new.version = self.version
@@ -198,18 +201,24 @@ class Entity(dict[str, Any]):
         """
         if type(self.key) is not Key:
             raise BadArgumentError(f"an entity's key is a Key, not {self.key!r:.80}")
-        for kind, ident in self.key.pairs:
-            if kind[:2] == "__" or (type(ident) is str and ident[:2] == "__"):
+        for element, ident in self.key._pairs:
+            if element[0] == "_" or (type(ident) is str and ident[0] == "_"):
                 _check_reserved(self.key)
         if self.is_projection:
             raise BadRequestError(
                 f"{self.key!r} is a projection's row and lacks the rest; get the entity before you put it"
             )
         unindexed = self._unindexed
-        known = CHECKS
         for name, value in self.items():
-            validate_property_name(name)
-            check = known.get(type(value), refuse)
+            if name not in known_names or type(name) is not str:
+                validate_property_name(name)
+            kind = type(value)
+            if kind is str:  # what most values are, without a call
+                if len(value) <= MAX_INDEXED_BYTES and value.isascii():
+                    continue
+            elif kind is int and INT64_MIN <= value <= INT64_MAX:
+                continue
+            check = CHECKS.get(kind, refuse)
             if check is not None:
                 check(name, value, name not in unindexed, 0)
         if strict:
@@ -280,9 +289,7 @@ def _check_reserved(key: Key) -> None:
     for kind, ident in key.pairs:
         for what, text in (("kind", kind), ("key name", ident)):
             if type(text) is str and len(text) >= 4 and text[:2] == "__" == text[-2:]:
-                raise BadRequestError(
-                    f"{what} {text!r} in {key!r} is reserved: names like __x__ can't be put"
-                )
+                raise BadRequestError(f"{what} {text!r} in {key!r} is reserved: names like __x__ can't be put")
 
 
 def _refuse_embedded(name: str, value: Any) -> None:
@@ -334,9 +341,7 @@ def _to_xml(properties: Mapping[str, Any], key: Key | None) -> str:
         value = properties[name]
         for element in value if type(value) is list else (value,):
             kind_name = _attribute(_XML_TYPES.get(type(element), type(element).__name__.lower()))
-            lines.append(
-                f"  <property name={_attribute(name)} type={kind_name}>{_xml_value(element)}</property>"
-            )
+            lines.append(f"  <property name={_attribute(name)} type={kind_name}>{_xml_value(element)}</property>")
     return "\n".join([f"<entity{kind}>", *lines, "</entity>"]) + "\n"
 
 

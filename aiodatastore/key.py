@@ -83,9 +83,7 @@ class Key:
                     f"namespace {namespace!r} is not the parent's ({above._namespace!r}); leave it out"
                 )
             if project is not None and project != above._project:
-                raise BadArgumentError(
-                    f"project {project!r} is not the parent's ({above._project!r}); leave it out"
-                )
+                raise BadArgumentError(f"project {project!r} is not the parent's ({above._project!r}); leave it out")
             namespace, project, pairs = above._namespace, above._project, above._pairs + pairs
         if len(pairs) > MAX_PATH_ELEMENTS:
             raise BadKeyError(f"a key has at most {MAX_PATH_ELEMENTS} elements, this one has {len(pairs)}")
@@ -241,11 +239,7 @@ class Key:
             return True
         if not isinstance(other, Key):
             return NotImplemented
-        return (
-            self._pairs == other._pairs
-            and self._namespace == other._namespace
-            and self._project == other._project
-        )
+        return self._pairs == other._pairs and self._namespace == other._namespace and self._project == other._project
 
     def __hash__(self) -> int:
         value = self._hash
@@ -447,9 +441,7 @@ def check_kind(kind: Any) -> str:
     if length is None:
         raise BadArgumentError(f"kind {kind!r} has a lone surrogate, which UTF-8 can't hold")
     if length > MAX_NAME_BYTES:
-        raise BadArgumentError(
-            f"a kind has at most {MAX_NAME_BYTES} bytes of UTF-8, {kind[:40]!r}... has {length}"
-        )
+        raise BadArgumentError(f"a kind has at most {MAX_NAME_BYTES} bytes of UTF-8, {kind[:40]!r}... has {length}")
     return kind
 
 

@@ -101,9 +101,7 @@ class PropertyFilter:
 
     def __eq__(self, other: object) -> bool:
         # 1, True and 1.0 are different to the datastore, nan is itself, and alternatives have no order.
-        return (
-            _description(self) == _description(other) if isinstance(other, PropertyFilter) else NotImplemented
-        )
+        return _description(self) == _description(other) if isinstance(other, PropertyFilter) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((self.name, self.op))
@@ -415,26 +413,6 @@ class Query:
     :raises BadKeyError: an incomplete ancestor
     """
 
-    __slots__ = (
-        "_partition_given",
-        "_shape",
-        "ancestor",
-        "distinct_names",
-        "end_cursor",
-        "filters",
-        "kind",
-        "max_results",
-        "namespace",
-        "only_keys",
-        "orders",
-        "project_id",
-        "projection",
-        "skip",
-        "start_cursor",
-        "strict",
-        "subqueries",
-    )
-
     kind: str | None
     """The kind of the results; None for all kinds."""
     namespace: str
@@ -482,27 +460,28 @@ class Query:
         given = namespace is not None or project is not None
         if above is not None and not given:
             namespace, project = above.namespace, above.project
-        for name, value in {
-            "kind": None if kind is None else check_kind(kind),
-            "namespace": check_namespace(namespace),
-            "project_id": check_project(project),
-            "ancestor": above,
-            "filters": _given_filters(filters, strict),
-            "orders": _given_orders(orders, strict),
-            # An empty tuple is the default and means none; any other empty collection was somebody's mistake.
-            "projection": () if projection == () else _property_names("projection", projection),
-            "distinct_names": () if distinct_on == () else _property_names("distinct_on", distinct_on),
-            "only_keys": bool(keys_only),
-            "max_results": _limit(limit),
-            "skip": _offset(offset),
-            "start_cursor": _cursor("start", start),
-            "end_cursor": _cursor("end", end),
-            "strict": bool(strict),
-            "subqueries": (),
-            "_partition_given": given,
-            "_shape": None,
-        }.items():
-            _set(self, name, value)
+        self.__dict__.update(
+            {
+                "kind": None if kind is None else check_kind(kind),
+                "namespace": check_namespace(namespace),
+                "project_id": check_project(project),
+                "ancestor": above,
+                "filters": _given_filters(filters, strict),
+                "orders": _given_orders(orders, strict),
+                # An empty tuple is the default and means none; any other empty collection was somebody's mistake.
+                "projection": () if projection == () else _property_names("projection", projection),
+                "distinct_names": () if distinct_on == () else _property_names("distinct_on", distinct_on),
+                "only_keys": bool(keys_only),
+                "max_results": _limit(limit),
+                "skip": _offset(offset),
+                "start_cursor": _cursor("start", start),
+                "end_cursor": _cursor("end", end),
+                "strict": bool(strict),
+                "subqueries": (),
+                "_partition_given": given,
+                "_shape": None,
+            }
+        )
         if self.distinct_names and not self.projection:
             raise BadQueryError("a query is distinct on what it projects; give it a projection")
         self._check_filters()
@@ -510,12 +489,12 @@ class Query:
         self._check_first_order(BadArgumentError)
 
     def _changed(self, **changes: Any) -> Query:
-        """This query with other values in some slots."""
+        """This query with some attributes changed."""
         new = object.__new__(Query)
-        for name in Query.__slots__:
-            _set(new, name, changes[name] if name in changes else getattr(self, name))
-        if "_shape" not in changes:
-            _set(new, "_shape", None)
+        values = new.__dict__  # not through __setattr__, which refuses
+        values.update(self.__dict__)
+        values["_shape"] = None
+        values.update(changes)
         return new
 
     def _each(self, change: Callable[[Query], Query]) -> Query:
@@ -626,9 +605,7 @@ class Query:
         :raises BadArgumentError: if there is no name, or one is unusable
         """
         if self.subqueries:
-            return self._each(lambda part: part.project(*names))._changed(
-                projection=_property_names("project", names)
-            )
+            return self._each(lambda part: part.project(*names))._changed(projection=_property_names("project", names))
         return self._changed(projection=_property_names("project", names))
 
     def distinct_on(self, *names: str) -> Query:
@@ -741,8 +718,7 @@ class Query:
             ranged = {leaf.name for leaf in _leaves(self.filters) if leaf.op in _RANGES}
             if len(ranged) > 1:
                 raise BadFilterError(
-                    f"App Engine's rules allow inequalities on one property, not on"
-                    f" {', '.join(sorted(ranged))}"
+                    f"App Engine's rules allow inequalities on one property, not on {', '.join(sorted(ranged))}"
                 )
 
     def _check_orders(self) -> None:
@@ -837,9 +813,7 @@ class Query:
             if not wanted:
                 break
             if order.name not in wanted:
-                raise BadRequestError(
-                    f"orders must begin with what the query is distinct on, before {order.name!r}"
-                )
+                raise BadRequestError(f"orders must begin with what the query is distinct on, before {order.name!r}")
             wanted.remove(order.name)
 
     # -------------------------------------------------------------------------------------- comparisons
@@ -862,7 +836,7 @@ class Query:
                 *sorted(part._described() for part in self.subqueries or (self,)),
             ]
             shape = hashlib.blake2b(repr(parts).encode(), digest_size=16, person=b"query shape").digest()
-            _set(self, "_shape", shape)
+            self.__dict__["_shape"] = shape
         return shape
 
     def _described(self) -> tuple[str, ...]:
@@ -877,13 +851,11 @@ class Query:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Query):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in Query.__slots__ if name[0] != "_")
+        mine, theirs = self.__dict__, other.__dict__
+        return all(value == theirs[name] for name, value in mine.items() if name[0] != "_")
 
     def __hash__(self) -> int:
         return hash(self.shape)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, tuple(getattr(self, name) for name in Query.__slots__)
 
     def __repr__(self) -> str:
         if self.subqueries:
@@ -912,14 +884,6 @@ class Query:
             if cursor is not None:
                 text += f".{name}({cursor!r})"
         return text
-
-
-def _restored(*slots: Any) -> Query:
-    """A pickled query."""
-    query: Query = object.__new__(Query)
-    for name, value in zip(Query.__slots__, slots, strict=True):
-        _set(query, name, value)
-    return query
 
 
 def _description(node: Filter) -> str:

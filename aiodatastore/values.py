@@ -7,7 +7,6 @@ Values are of exactly these classes, so that what comes back is of the class tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,7 +102,7 @@ class Blob(bytes):
 # ------------------------------------------------------------------------------------------------ names
 
 _MAX_KNOWN_NAMES = 4096
-_known_names: set[str] = set()
+known_names: set[str] = set()
 """Property names that passed the checks: the same few come again with every entity."""
 
 
@@ -113,14 +112,14 @@ def validate_property_name(name: Any) -> None:
     :raises BadPropertyError: if it is no str, empty, longer than 1500 bytes of UTF-8, or has a lone surrogate
     :raises BadRequestError: if it is reserved: begins and ends with two underscores
     """
-    if type(name) is str and name in _known_names:
+    if type(name) is str and name in known_names:
         return
     check_name_form(name)
     if len(name) >= 4 and name[:2] == "__" == name[-2:]:
         raise BadRequestError(f"property name {name!r} is reserved: names like __x__ are the datastore's own")
-    if len(_known_names) >= _MAX_KNOWN_NAMES:
-        _known_names.clear()
-    _known_names.add(name)
+    if len(known_names) >= _MAX_KNOWN_NAMES:
+        known_names.clear()
+    known_names.add(name)
 
 
 def check_name_form(name: Any) -> None:
@@ -134,8 +133,7 @@ def check_name_form(name: Any) -> None:
         raise BadPropertyError(f"property name {name!r} has a lone surrogate, which UTF-8 can't hold")
     if length > MAX_PROPERTY_NAME_BYTES:
         raise BadPropertyError(
-            f"a property name has at most {MAX_PROPERTY_NAME_BYTES} bytes of UTF-8,"
-            f" {name[:40]!r}... has {length}"
+            f"a property name has at most {MAX_PROPERTY_NAME_BYTES} bytes of UTF-8, {name[:40]!r}... has {length}"
         )
 
 
@@ -261,9 +259,7 @@ def _check_dict(name: str, value: dict[Any, Any], indexed: bool, depth: int) -> 
     check_embedded(name, value, indexed, depth, frozenset())
 
 
-def check_embedded(
-    name: str, value: dict[Any, Any], indexed: bool, depth: int, unindexed: frozenset[str]
-) -> None:
+def check_embedded(name: str, value: dict[Any, Any], indexed: bool, depth: int, unindexed: frozenset[str]) -> None:
     """Check the properties of a dict or entity that is the value of ``name``."""
     if depth >= MAX_DEPTH:
         raise BadValueError(f"property {name[:80]!r}...: dicts and entities may be embedded {MAX_DEPTH} deep")
@@ -323,8 +319,3 @@ def _to_utc(value: datetime) -> datetime:
 
 COPIERS: dict[type, Callable[[Any], Any]] = {list: _copy_list, dict: _copy_dict, datetime: _to_utc}
 """Class → how a private copy is made; what is not listed is shared. ``entity`` adds its own."""
-
-
-def is_nan(value: Any) -> bool:
-    """Whether a value is a float that is not a number."""
-    return type(value) is float and math.isnan(value)
