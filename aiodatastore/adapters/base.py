@@ -304,3 +304,7 @@ class Adapter(ABC):
     @abstractmethod
     async def stats(self) -> dict[str, Any]:
         """``{"kinds": [{"project", "namespace", "kind", "entities", "bytes", "index_rows"}, …], "version": int}``."""
+
+    async def partitions(self) -> list[tuple[str, str]]:
+        """Every (project, namespace) that has entities, sorted. This default reads everything."""
+        return sorted({(row["project"], row["namespace"]) for row in (await self.stats())["kinds"]})

@@ -45,10 +45,12 @@ from aiodatastore.indexing.encoding import (
     invert,
 )
 from aiodatastore.indexing.execution import Bounds
-from aiodatastore.indexing.metadata import METADATA_KINDS
+from aiodatastore.indexing.explain import Step
+from aiodatastore.indexing.metadata import METADATA_KINDS, partitions
 from aiodatastore.indexing.normal import NormalQuery, normalize
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
 from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values
+from aiodatastore.indexing.scanning import Reader
 from aiodatastore.indexing.suggest import need_index
 from aiodatastore.key import Key
 from aiodatastore.query import Query
@@ -407,6 +409,10 @@ class EngineAdapter(Adapter):
         """Compare all index rows with all entities."""
         await self.refresh(force=True)
         return await check_store(self)
+
+    async def partitions(self) -> list[tuple[str, str]]:
+        """Skip through the kinds' index: a seek for each partition."""
+        return sorted(await partitions(Reader(self.store, track=False), Step("partitions")))
 
     async def stats(self) -> dict[str, Any]:
         """Count everything."""
