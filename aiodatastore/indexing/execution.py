@@ -203,7 +203,7 @@ class _ExactStage(_Stage):
         self._context = context
         self._rows = _Rows(context, plan, plan.ordered, step, join=context.join)
         # An entity with several rows here is a result once, where its best row is.
-        self._verify = bool(context.query.orders) and not context.query.projection
+        self._verify = bool(context.query.orders) and context.query.once
         self._places = self._type_places(plan) if context.query.projection else ()
 
     def _type_places(self, plan: BranchPlan) -> tuple[tuple[int, int], ...]:
@@ -560,6 +560,14 @@ class QueryRun:
         if self.reader.version is not None and record.version <= self.reader.version:
             return True
         return item.position in self._context.positions(item.key, record)
+
+    async def entities(self, items: list[Item]) -> list[Entity]:
+        """The whole entities of items, whatever the query's results are; less those gone meanwhile."""
+        return [
+            self._serializer.loads(decode_key(item.key), item.record.payload, item.record.version)
+            for item in await self._with_entities(items)
+            if item.record is not None
+        ]
 
     def result(self, item: Item) -> Any:
         """What the caller gets for an item: an entity, a key, or a projected entity."""

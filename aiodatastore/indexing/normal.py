@@ -128,7 +128,8 @@ class NormalQuery:
 
     ``orders`` are the components before the key, ``trailing`` (only in a projection that is ordered by
     ``__key__``) those after it. ``distinct`` is how many leading components results must differ in; 0: no
-    ``distinct``.
+    ``distinct``. ``once``: an entity (in a merged projection: an entity with equal projected values) is a result
+    only where it comes first, though several rows may lead to it.
     """
 
     __slots__ = (
@@ -136,6 +137,7 @@ class NormalQuery:
         "components",
         "distinct",
         "key_descending",
+        "once",
         "orders",
         "projection",
         "query",
@@ -150,6 +152,8 @@ class NormalQuery:
         trailing: tuple[OrderBy, ...],
         key_descending: bool,
         distinct: int,
+        *,
+        merged: bool,
     ) -> None:
         self.query = query
         self.branches = branches
@@ -159,6 +163,8 @@ class NormalQuery:
         self.key_descending = key_descending
         self.projection = query.projection
         self.distinct = distinct
+        projected = set(query.projection)
+        self.once = not projected or (merged and any(order.name not in projected for order in self.components))
 
     # ---- positions
 
@@ -223,9 +229,18 @@ class NormalQuery:
                     for order, candidates in zip(self.components, choices, strict=True)
                 ]
                 found.add(self.position(best, encoded))
-        if len(found) > 1 and not self.projection:
-            return [min(found)]
-        return sorted(found)
+        if len(found) < 2 or not self.once:
+            return sorted(found)
+        first: dict[tuple[bytes, ...], bytes] = {}
+        for position in sorted(found):
+            first.setdefault(self._projected_part(position), position)
+        return list(first.values())
+
+    def _projected_part(self, position: bytes) -> tuple[bytes, ...]:
+        components, _ = self.split(position)
+        return tuple(
+            value for order, value in zip(self.components, components, strict=True) if order.name in self.projection
+        )
 
     def matches(self, entity: Entity) -> list[tuple[bytes, Any]]:
         """Positions and results (entities, keys, projected entities) of an entity; empty if it is no result."""
@@ -385,8 +400,8 @@ def normalize(query: Query) -> NormalQuery:
         inequality = _shared_inequality(expanded, branches)
         if inequality is not None:
             orders[inequality] = False
-    if query.projection:
-        ranged = [name for branch in branches for name in branch.ranges]
+    if query.projection and branches:
+        ranged = [name for name in branches[0].ranges if all(name in branch.ranges for branch in branches)]
         for name in (*ranged, *sorted(query.distinct_names), *sorted(query.projection)):
             if name not in orders:
                 implied.setdefault(name, False)
@@ -394,13 +409,13 @@ def normalize(query: Query) -> NormalQuery:
     after_key = tuple(OrderBy(name, descending) for name, descending in trailing.items())
     distinct = 0
     wanted = set(query.distinct_names)
-    for order in effective:
+    for component in effective:
         if not wanted:
             break
-        wanted.discard(order.name)
+        wanted.discard(component.name)
         distinct += 1
     live = tuple(branch for branch in branches if not branch.empty)
-    return NormalQuery(query, live, effective, after_key, key_descending, distinct)
+    return NormalQuery(query, live, effective, after_key, key_descending, distinct, merged=len(expanded) > 1)
 
 
 def _is_constant(name: str, branches: list[Branch]) -> bool:

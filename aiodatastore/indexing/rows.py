@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -104,21 +105,20 @@ def indexed_values(entity: Entity) -> IndexedValues:
     """What the indexes know of an entity.
 
     An empty list counts as null; ``Text``, ``Blob`` and unindexed properties have no values; the properties of
-    an embedded entity appear under dotted names.
+    an embedded entity appear under dotted names, which ``unindexed`` may name as well.
     """
     values: IndexedValues = {}
     unindexed = entity.unindexed
     for name, value in entity.items():
         if name not in unindexed:
-            kind = type(value)
-            if kind in _PLAIN:
+            if type(value) in _PLAIN and name not in values:
                 values[name] = {encode_value(value): False}
             else:
-                _collect(values, name, value)
+                _collect(values, name, value, unindexed)
     return values
 
 
-def _collect(values: IndexedValues, name: str, value: Any) -> None:
+def _collect(values: IndexedValues, name: str, value: Any, unindexed: frozenset[str]) -> None:
     kind = type(value)
     if kind is Text or kind is Blob:
         return
@@ -126,15 +126,15 @@ def _collect(values: IndexedValues, name: str, value: Any) -> None:
         if not value:
             values.setdefault(name, {}).setdefault(encode_value(None), False)
         for element in value:
-            _collect(values, name, element)
+            _collect(values, name, element, unindexed)
     elif kind is dict or kind is Entity:
-        unindexed = value.unindexed if kind is Entity else ()
+        own = value.unindexed if kind is Entity else ()
         for child, element in value.items():
-            if child not in unindexed:
-                _collect(values, f"{name}.{child}", element)
+            dotted = f"{name}.{child}"
+            if child not in own and dotted not in unindexed:
+                _collect(values, dotted, element, unindexed)
     else:
-        alternate = kind is not str and kind is not int and kind.__name__ in ("datetime", "bytes")
-        values.setdefault(name, {}).setdefault(encode_value(value), alternate)
+        values.setdefault(name, {}).setdefault(encode_value(value), kind is datetime or kind is bytes)
 
 
 def index_rows(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex] = ()) -> dict[bytes, int]:

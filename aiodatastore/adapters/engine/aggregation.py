@@ -232,8 +232,6 @@ async def _by_entities(
     adapter: EngineAdapter, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
-    if query.only_keys:
-        query = query.whole()
     normal, plans = adapter.plan(query)
     sums = [_Sum() for _ in aggregations]
     results = 0
@@ -242,8 +240,9 @@ async def _by_entities(
         while True:
             items, _ = await run.next_items()
             results += len(items)
-            for item in items:
-                values = indexed_values(run.result(item))
+            found = await run.entities(items)
+            for entity in found:
+                values = indexed_values(entity)
                 for (function, name), total in zip(aggregations, sums, strict=True):
                     if function != "count" and (number := single_number(values, name)) is not None:
                         total.add(number)
