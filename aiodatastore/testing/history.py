@@ -393,9 +393,7 @@ class _Checker:
 
     def _seen(self, transaction: Recorded) -> bool:
         return transaction.status == "unknown" and any(
-            (op.item, _written(op)) in self.observed
-            for op in transaction.ops
-            if isinstance(op, (Write, Append))
+            (op.item, _written(op)) in self.observed for op in transaction.ops if isinstance(op, (Write, Append))
         )
 
     def _observe(self) -> None:
@@ -454,9 +452,7 @@ class _Checker:
         witness = ""
         for elements, reader in sorted(reads, key=lambda read: len(read[0])):
             own = {
-                op.element
-                for op in self.transactions[reader].ops
-                if isinstance(op, Append) and op.item == item.name
+                op.element for op in self.transactions[reader].ops if isinstance(op, Append) and op.item == item.name
             }
             shared = tuple(element for element in elements if element not in own)
             if len(set(elements)) != len(elements):
@@ -494,9 +490,7 @@ class _Checker:
         successors: dict[Value, list[Value]] = defaultdict(list)
         blind: list[Value] = []
         for value, name in names:
-            reads = (
-                op for op in self.transactions[name].ops if isinstance(op, Read) and op.item == item.name
-            )
+            reads = (op for op in self.transactions[name].ops if isinstance(op, Read) and op.item == item.name)
             first = next(reads, None)
             if first is None:
                 blind.append(value)
@@ -533,9 +527,7 @@ class _Checker:
             first, second = item.writers.get(older), item.writers.get(newer)
             if first is not None and second is not None:
                 verb = "appended to" if item.name in self.lists else "overwrote"
-                self._edge(
-                    first, second, "ww", f"{second} {verb} {item.name} after {first} had written {older!r}"
-                )
+                self._edge(first, second, "ww", f"{second} {verb} {item.name} after {first} had written {older!r}")
         if item.name in self.lists and item.order:
             last = item.writers.get(item.order[-1])
             for element, name in item.writers.items():
@@ -563,9 +555,7 @@ class _Checker:
                     self._report(
                         "internal",
                         f"{transaction.name} did not see its own appends",
-                        [
-                            f"{transaction.name} appended {missing!r} to {op.item}, then read {list(op.elements)!r}"
-                        ],
+                        [f"{transaction.name} appended {missing!r} to {op.item}, then read {list(op.elements)!r}"],
                         transaction.name,
                     )
                 for element in elements:
@@ -629,9 +619,7 @@ class _Checker:
         item = self._item(name)
         if value is not None:
             writer = item.writers[value]
-            self._edge(
-                writer, reader.name, "wr", f"{reader.name} read {name} = {value!r}, written by {writer}"
-            )
+            self._edge(writer, reader.name, "wr", f"{reader.name} read {name} = {value!r}, written by {writer}")
         newer = self._next(item, value)
         if newer is not None and newer in item.writers:
             self._overwritten(reader, item, value, newer)
@@ -712,9 +700,7 @@ class _Checker:
         return self.moments[reader.name]
 
     def _find_moment(self, reader: Recorded) -> int | None:
-        writers = [
-            each for each in self._visible() if any(isinstance(op, (Write, Append)) for op in each.ops)
-        ]
+        writers = [each for each in self._visible() if any(isinstance(op, (Write, Append)) for op in each.ops)]
         if any(each.version is None for each in writers):
             return None
         writers.sort(key=lambda each: each.version or 0)

@@ -102,31 +102,28 @@ def same(left: Any, right: Any) -> bool:
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, dict):
         if isinstance(left, Entity) and (
-            left.key != right.key
-            or left.unindexed != right.unindexed
-            or left.is_projection != right.is_projection
+            left.key != right.key or left.unindexed != right.unindexed or left.is_projection != right.is_projection
         ):
             return False
         return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
     return bool(left == right)
 
 
-def _collect(prefix: str, value: Any, found: dict[str, list[Any]]) -> None:
+def _collect(name: str, value: Any, unindexed: frozenset[str], found: dict[str, list[Any]]) -> None:
+    if name in unindexed or isinstance(value, (Text, Blob)):
+        return
     if isinstance(value, list):
         if not value:
-            found.setdefault(prefix, []).append(None)
+            found.setdefault(name, []).append(None)
         for item in value:
-            _collect(prefix, item, found)
-        return
-    if isinstance(value, (Text, Blob)):
-        return
-    if isinstance(value, dict):
-        inner = value.unindexed if isinstance(value, Entity) else frozenset[str]()
-        for name, item in value.items():
-            if name not in inner:
-                _collect(f"{prefix}.{name}", item, found)
-        return
-    found.setdefault(prefix, []).append(value)
+            _collect(name, item, unindexed, found)
+    elif isinstance(value, dict):
+        hidden = value.unindexed if isinstance(value, Entity) else frozenset[str]()
+        for child, item in value.items():
+            if child not in hidden:
+                _collect(f"{name}.{child}", item, unindexed, found)
+    else:
+        found.setdefault(name, []).append(value)
 
 
 def indexed_values(entity: Entity) -> dict[str, dict[Rank, Any]]:
@@ -137,8 +134,7 @@ def indexed_values(entity: Entity) -> dict[str, dict[Rank, Any]]:
     """
     found: dict[str, list[Any]] = {}
     for name, value in entity.items():
-        if name not in entity.unindexed:
-            _collect(name, value, found)
+        _collect(name, value, entity.unindexed, found)
     values: dict[str, dict[Rank, Any]] = {}
     for name, items in found.items():
         by_rank = values.setdefault(name, {})
@@ -224,6 +220,7 @@ class Model:
 
     def __init__(self, entities: Iterable[Entity] = ()) -> None:
         self.entities: dict[Key, Entity] = {}
+        self._indexed: dict[Key, dict[str, dict[Rank, Any]]] = {}
         for entity in entities:
             self.put(entity)
 
@@ -231,15 +228,18 @@ class Model:
         """A model of its own with the same entities, which are never changed in place."""
         other = Model()
         other.entities = dict(self.entities)
+        other._indexed = dict(self._indexed)
         return other
 
     def put(self, entity: Entity) -> None:
         """Store a copy."""
         self.entities[entity.key] = entity.copy()
+        self._indexed[entity.key] = indexed_values(entity)
 
     def delete(self, key: Key) -> None:
         """Remove what is there, if anything."""
         self.entities.pop(key, None)
+        self._indexed.pop(key, None)
 
     def get(self, key: Key) -> Entity | None:
         """A copy of the entity, or None."""
@@ -253,9 +253,7 @@ class Model:
         branches = [
             _branch(part, leaves)
             for part in query.subqueries or (query,)
-            for leaves in _conjunctions(
-                And(*part.filters) if part is query else And(*part.filters, *query.filters)
-            )
+            for leaves in _conjunctions(And(*part.filters) if part is query else And(*part.filters, *query.filters))
         ]
         if not branches:
             return []
@@ -271,9 +269,7 @@ class Model:
             firsts.setdefault(tuple(rank(values[name]) for name in query.distinct_names), row)
         return list(firsts.values())
 
-    def run(
-        self, query: Query, *, after: Position | None = None, until: Position | None = None
-    ) -> list[ModelRow]:
+    def run(self, query: Query, *, after: Position | None = None, until: Position | None = None) -> list[ModelRow]:
         """Results behind the position ``after`` up to and with ``until``, then offset and limit."""
         rows = [
             row
@@ -311,11 +307,9 @@ class Model:
             if query.kind is not None and key.kind != query.kind:
                 continue
             if ancestor is None or key.pairs[: len(ancestor.pairs)] == ancestor.pairs:
-                yield entity, indexed_values(entity)
+                yield entity, self._indexed[key]
 
-    def _branch_rows(
-        self, query: Query, branch: Branch, sorting: list[tuple[str, bool]]
-    ) -> Iterator[ModelRow]:
+    def _branch_rows(self, query: Query, branch: Branch, sorting: list[tuple[str, bool]]) -> Iterator[ModelRow]:
         """A row for every combination of values that could position an entity; most of them too many."""
         needed = dict.fromkeys([*(name for name, _ in sorting), *query.projection, *branch.tests])
         for entity, values in self._candidates(branch.query):
@@ -331,13 +325,9 @@ class Model:
                 choices.append(allowed)
             for choice in itertools.product(*choices):
                 chosen = dict(zip(needed, choice, strict=True))
-                ranks = [
-                    Falling(chosen[name][0]) if falling else chosen[name][0] for name, falling in sorting
-                ]
+                ranks = [Falling(chosen[name][0]) if falling else chosen[name][0] for name, falling in sorting]
                 projected = {name: chosen[name][1] for name in query.projection}
-                yield ModelRow(
-                    (*ranks, _key_rank(entity.key)), entity.key, projected if query.projection else None
-                )
+                yield ModelRow((*ranks, _key_rank(entity.key)), entity.key, projected if query.projection else None)
 
 
 def _sorting(query: Query, branches: Sequence[Branch]) -> list[tuple[str, bool]]:
@@ -348,25 +338,20 @@ def _sorting(query: Query, branches: Sequence[Branch]) -> list[tuple[str, bool]]
         orders = [(order.name, order.descending) for order in query.orders]
     if len(branches) == 1:
         (branch,) = branches
-        orders = [
-            (name, falling) for name, falling in orders if name not in branch.wanted or name in branch.tests
-        ]
+        orders = [(name, falling) for name, falling in orders if name not in branch.wanted or name in branch.tests]
+    ranged = [name for name in branches[0].tests if all(name in each.tests for each in branches)]
     if not query.orders:
-        orders = [(name, False) for name in branches[0].tests if _shared(name, branches)][:1]
+        ranged.sort(key=lambda name: name == KEY)  # any other property comes first
+        orders = [(name, False) for name in ranged[:1]]
     if query.projection:
-        if len(branches) == 1:
-            orders += [(name, False) for name in branches[0].tests]
-        orders += [(name, False) for name in (*sorted(query.distinct_names), *sorted(query.projection))]
+        implied = (*ranged, *sorted(query.distinct_names), *sorted(query.projection))
+        orders += [(name, False) for name in implied if name != KEY]
     sorting: dict[str, bool] = {}
     for name, falling in orders:
         sorting.setdefault(name, falling)
         if name == KEY and not query.projection:
             break
     return list(sorting.items())
-
-
-def _shared(name: str, branches: Sequence[Branch]) -> bool:
-    return name != KEY and all(name in each.tests for each in branches)
 
 
 def _once(rows: Iterable[ModelRow], query: Query, merged: bool) -> list[ModelRow]:

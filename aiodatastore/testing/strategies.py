@@ -211,9 +211,7 @@ class World:
     def filters(self, name: str) -> SearchStrategy[PropertyFilter]:
         """A filter on one property."""
         value: SearchStrategy[Any] = self.keys() if name == "__key__" else self.single()
-        plain = st.builds(
-            PropertyFilter, st.just(name), st.sampled_from(("=", "=", "<", "<=", ">", ">=")), value
-        )
+        plain = st.builds(PropertyFilter, st.just(name), st.sampled_from(("=", "=", "<", "<=", ">", ">=")), value)
         several = st.builds(
             PropertyFilter,
             st.just(name),
@@ -262,11 +260,7 @@ class World:
 
 
 def _leaves(node: Any) -> list[PropertyFilter]:
-    return (
-        [node]
-        if isinstance(node, PropertyFilter)
-        else [leaf for part in node.filters for leaf in _leaves(part)]
-    )
+    return [node] if isinstance(node, PropertyFilter) else [leaf for part in node.filters for leaf in _leaves(part)]
 
 
 def _projected(query: Query, names: Sequence[str]) -> SearchStrategy[Query]:

@@ -1,0 +1,175 @@
+"""What the parts of the suite share: fixtures, comparison, and cancellation at a chosen place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import pytest
+from aiodatastore.datastore import Datastore
+from hypothesis import HealthCheck, settings
+
+from aiodatastore.adapters.base import Capability
+from aiodatastore.entity import Entity
+from aiodatastore.key import Key
+from aiodatastore.testing.model import same
+
+__all__ = ["Connect", "SideDoor", "StoreTests", "assert_same", "cancelled_at", "examples", "together"]
+
+T = TypeVar("T")
+
+
+class Connect(Protocol):
+    """Gives a new, unopened datastore on the test's store; ``options`` are the datastore's."""
+
+    def __call__(self, **options: Any) -> Datastore: ...
+
+
+class SideDoor(ABC):
+    """Looks at, and damages, what is stored without the adapter, so that a store can't pass by agreeing with itself."""
+
+    @abstractmethod
+    def entity_keys(self) -> list[bytes]:
+        """The encoded key of every stored entity, in order; the store's own records left out."""
+
+    @abstractmethod
+    def index_row_count(self) -> int:
+        """How many index rows there are."""
+
+    @abstractmethod
+    def drop_index_row(self) -> None:
+        """Remove one index row."""
+
+    @abstractmethod
+    def damage_payload(self, key: bytes) -> None:
+        """Overwrite an entity's payload with garbage."""
+
+
+class StoreTests:
+    """Fixtures of every part. Override ``connect``; the rest where it applies.
+
+    ``second_connection``: whether what ``connect`` gives, called again, is the same store while the first is open.
+    """
+
+    pytestmark = pytest.mark.anyio
+    second_connection: bool = True
+
+    @pytest.fixture
+    def connect(self) -> Connect:
+        """How to reach an empty store."""
+        raise NotImplementedError("override the fixture `connect`")
+
+    @pytest.fixture
+    def side_door(self) -> SideDoor:
+        """A way around the adapter."""
+        pytest.skip("no side door given")
+
+    @pytest.fixture
+    async def ds(self, connect: Connect, anyio_backend_name: str) -> AsyncIterator[Datastore]:
+        """An open datastore; afterwards its indexes must agree with its entities."""
+        datastore = connect()
+        if anyio_backend_name == "trio" and Capability.TRIO not in datastore.capabilities:
+            pytest.skip("the adapter does not promise to run under trio")
+        async with datastore:
+            yield datastore
+            problems = await datastore.check()
+        assert problems == []
+
+    @pytest.fixture
+    async def other(self, connect: Connect, ds: Datastore) -> AsyncIterator[Datastore]:
+        """A second connection to the same store."""
+        if not self.second_connection:
+            pytest.skip("one connection a store")
+        async with connect() as datastore:
+            yield datastore
+
+
+def examples(count: int) -> settings:
+    """Hypothesis settings of a test that keeps its store between examples."""
+    return settings(
+        max_examples=settings().max_examples * count // 100 or 1,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.differing_executors,
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+        ],
+    )
+
+
+def assert_same(expected: object, actual: object) -> None:
+    """Equal and of the same types, deeply; says where not."""
+    if isinstance(expected, (list, tuple)) and isinstance(actual, (list, tuple)):
+        assert len(actual) == len(expected), f"{len(actual)} results, expected {len(expected)}: {actual!r:.2000}"
+        for place, (left, right) in enumerate(zip(expected, actual, strict=True)):
+            assert same(left, right), f"[{place}]: got {right!r:.2000}, expected {left!r:.2000}"
+    else:
+        assert same(expected, actual), f"got {actual!r:.2000}, expected {expected!r:.2000}"
+
+
+def numbered(kind: str, count: int, **properties: Any) -> list[Entity]:
+    """Entities with ids 1, 2, … and their number as property ``n``."""
+    return [Entity(Key(kind, number), {"n": number, **properties}) for number in range(1, count + 1)]
+
+
+async def together(*bodies: Callable[[], Awaitable[object]]) -> None:
+    """Run bodies side by side."""
+    async with anyio.create_task_group() as group:
+        for body in bodies:
+            group.start_soon(body)
+
+
+async def gather(bodies: Iterable[Callable[[], Awaitable[T]]]) -> Sequence[T | Exception]:
+    """Run bodies side by side; what each returned or raised, in order."""
+    results: dict[int, T | Exception] = {}
+
+    async def one(place: int, body: Callable[[], Awaitable[T]]) -> None:
+        try:
+            results[place] = await body()
+        except Exception as exc:
+            results[place] = exc
+
+    async with anyio.create_task_group() as group:
+        for place, body in enumerate(bodies):
+            group.start_soon(one, place, body)
+    return [results[place] for place in sorted(results)]
+
+
+class _Cancelling:
+    """Awaits a coroutine and cancels a scope as it suspends for the ``at``-th time."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int, scope: anyio.CancelScope) -> None:
+        self.coroutine = coroutine
+        self.left = at
+        self.scope = scope
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step: Callable[[], Any] = lambda: self.coroutine.send(None)  # noqa: E731
+        while True:
+            try:
+                waiting_for = step()
+            except StopIteration as stop:
+                return stop.value
+            self.left -= 1
+            if self.left == 0:
+                self.scope.cancel()
+            try:
+                sent = yield waiting_for
+            except BaseException as exc:
+                error = exc
+                step = lambda: self.coroutine.throw(error)  # noqa: E731
+            else:
+                value = sent
+                step = lambda: self.coroutine.send(value)  # noqa: E731
+
+
+async def cancelled_at(body: Callable[[], Coroutine[Any, Any, object]], at: int) -> bool:
+    """Run ``body``, cancelled as it suspends for the ``at``-th time; whether it came so far."""
+    with anyio.CancelScope() as scope:
+        cancelling = _Cancelling(body(), at, scope)
+        await cancelling
+        return cancelling.left <= 0
+    return True
