@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import anyio
 import anyio.to_thread
 
-from aiodatastore.adapters.base import Adapter, Commit, Put, RunOptions
+from aiodatastore.adapters.base import Adapter, Aggregation, Commit, Put, RunOptions
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
     BadArgumentError,
@@ -48,6 +48,7 @@ BATCH_ENTITIES = 500
 BATCH_BYTES = 4 << 20
 IN_FLIGHT = 4
 MAX_LINE_BYTES = 64 << 20
+_COUNT = [Aggregation("count")]
 _SAVE_INTERVAL_S = 1.0
 _FINGERPRINT_BYTES = 1 << 16
 
@@ -188,7 +189,7 @@ class _ExportState:
 async def _export(
     reader: _Reader, state: _ExportState, report: TransferReport, progress: ProgressCallback | None
 ) -> None:
-    await reader.open()
+    await reader.open(count=progress is not None)
     report.resumed = state.entities
     done_bytes = 0
 
@@ -203,12 +204,13 @@ async def _export(
 
     if not state.started:
         write_mark(source=reader.adapter.url, **reader.selection.to_dict())
-    async for entities in reader.pages(state.after):
-        done_bytes += await anyio.to_thread.run_sync(write, entities)
-        report.entities += len(entities)
-        if progress is not None:
-            done = report.resumed + report.entities
-            progress(TransferProgress("export", done, reader.total, done_bytes, resumed=report.resumed))
+    async with contextlib.aclosing(reader.pages(state.after)) as pages:
+        async for entities in pages:
+            done_bytes += await anyio.to_thread.run_sync(write, entities)
+            report.entities += len(entities)
+            if progress is not None:
+                done = report.resumed + report.entities
+                progress(TransferProgress("export", done, reader.total, done_bytes, resumed=report.resumed))
     report.done_bytes = done_bytes
     write_mark(end=True, entities=report.resumed + report.entities)
 
@@ -330,6 +332,7 @@ class _Batch:
     size: int
     mark: dict[str, Any]
     where: str = ""
+    automatic: dict[Key, Entity] = field(default_factory=dict)
     done: bool = False
 
 
@@ -437,32 +440,35 @@ def _validate(entity: Entity, name: str, line: int) -> None:
 
 async def _import_batches(adapter: Adapter, lines: _Lines) -> AsyncGenerator[_Batch]:
     while (batch := await anyio.to_thread.run_sync(lines.next_batch)) is not None:
-        for group in _unique_keys(batch.entities):
-            await _complete_keys(adapter, group)
+        incomplete = _without_repeated_keys(batch.entities)
+        await _complete_keys(adapter, batch, incomplete)
         yield batch
 
 
-def _unique_keys(entities: list[Entity]) -> Iterable[list[Entity]]:
-    """Incomplete entities by what their ids are allocated for; of equal complete keys the last line stays."""
-    groups: dict[tuple[str, str, str], list[Entity]] = {}
-    last: dict[Key, Entity] = {}
-    for entity in entities:
-        key = entity.key
-        if key.is_complete:
-            last[key] = entity
-        else:
-            groups.setdefault((key.project, key.namespace, key.kind), []).append(entity)
-    complete = len(last)
-    if complete + sum(map(len, groups.values())) < len(entities):
+def _without_repeated_keys(entities: list[Entity]) -> list[Entity]:
+    """Of entities with equal keys leave the last; returns those with incomplete keys."""
+    last = {entity.key: entity for entity in entities if entity.key.is_complete}
+    incomplete = [entity for entity in entities if not entity.key.is_complete]
+    if len(last) + len(incomplete) < len(entities):
         kept = {id(entity) for entity in last.values()}
         entities[:] = [e for e in entities if not e.key.is_complete or id(e) in kept]
-    return groups.values()
+    return incomplete
 
 
-async def _complete_keys(adapter: Adapter, entities: list[Entity]) -> None:
-    first, _ = await adapter.allocate_ids(entities[0].key, len(entities))
-    for number, entity in enumerate(entities, first):
-        entity.key = entity.key.completed(number)
+async def _complete_keys(adapter: Adapter, batch: _Batch, entities: Sequence[Entity], *, skip: int = 0) -> None:
+    """Give ids to entities whose last element has none, after passing over some."""
+    groups: dict[tuple[str, str, str], list[Entity]] = {}
+    for entity in entities:
+        groups.setdefault((entity.key.project, entity.key.namespace, entity.key.kind), []).append(entity)
+    for group in groups.values():
+        first, _ = await adapter.allocate_ids(group[0].key, len(group) + skip)
+        for number, entity in enumerate(group, first + skip):
+            entity.key = entity.key.completed(number)
+            batch.automatic[entity.key] = entity
+
+
+def _incomplete(key: Key) -> Key:
+    return Key(*key.path[:-1], namespace=key.namespace, project=key.project)
 
 
 # ------------------------------------------------------------------------------------------- copy
@@ -503,7 +509,7 @@ async def copy(
         mark = await anyio.to_thread.run_sync(saved.load)
     copied = await _copy_indexes(origin, goal, selection) if indexes else 0
     reader = _Reader(origin, selection, page_size)
-    await reader.open()
+    await reader.open(count=progress is not None)
     writer = _Writer(goal, saved, progress, in_flight=in_flight, resumed=mark["entities"] if mark else 0)
     writer.total_entities = reader.total
     after = Key.from_string(mark["after"]) if mark else None
@@ -531,23 +537,23 @@ async def _copy_indexes(source: Adapter, target: Adapter, selection: Selection) 
 
 
 async def _copy_batches(reader: _Reader, after: Key | None, count: int) -> AsyncGenerator[_Batch]:
-    async for entities in reader.pages(after):
-        count += len(entities)
-        mark = {"after": str(entities[-1].key), "entities": count}
-        yield _Batch(entities, 0, mark, f"up to key {entities[-1].key}")
+    async with contextlib.aclosing(reader.pages(after)) as pages:
+        async for entities in pages:
+            count += len(entities)
+            mark = {"after": str(entities[-1].key), "entities": count}
+            yield _Batch(entities, 0, mark, f"up to key {entities[-1].key}")
 
 
-async def _verify(
-    reader: _Reader, target: Adapter, report: TransferReport, progress: ProgressCallback | None
-) -> None:
-    async for entities in reader.pages():
-        found = (await target.lookup([entity.key for entity in entities])).entities
-        problems = await anyio.to_thread.run_sync(_compare, entities, found)
-        report.verified += len(entities)
-        report.different += len(problems)
-        report.differences.extend(problems[: 100 - len(report.differences)])
-        if progress is not None:
-            progress(TransferProgress("verify", report.verified, reader.total))
+async def _verify(reader: _Reader, target: Adapter, report: TransferReport, progress: ProgressCallback | None) -> None:
+    async with contextlib.aclosing(reader.pages()) as pages:
+        async for entities in pages:
+            found = (await target.lookup([entity.key for entity in entities])).entities
+            problems = await anyio.to_thread.run_sync(_compare, entities, found)
+            report.verified += len(entities)
+            report.different += len(problems)
+            report.differences.extend(problems[: 100 - len(report.differences)])
+            if progress is not None:
+                progress(TransferProgress("verify", report.verified, reader.total))
 
 
 def _compare(wanted: Sequence[Entity], found: Sequence[Entity | None]) -> list[Difference]:
@@ -577,21 +583,17 @@ class _Reader:
         self.partitions: list[tuple[str, str]] = []
         self.total: int | None = None
 
-    async def open(self) -> None:
-        """Learn which partitions there are, and how many entities."""
+    async def open(self, *, count: bool) -> None:
+        """Learn which partitions there are, and (on indexes alone, where the adapter can) how many entities."""
         wanted = self.selection
-        total = 0
-        partitions: set[tuple[str, str]] = set()
-        for row in (await self.adapter.stats())["kinds"]:
-            project, namespace = row["project"], row["namespace"]
-            if (
-                wanted.project in (None, project)
-                and wanted.namespace in (None, namespace)
-                and (not wanted.kinds or row["kind"] in wanted.kinds)
-            ):
-                partitions.add((project, namespace))
-                total += row["entities"]
-        self.partitions, self.total = sorted(partitions), total
+        self.partitions = [
+            (project, namespace)
+            for project, namespace in await self.adapter.partitions()
+            if wanted.project in (None, project) and wanted.namespace in (None, namespace)
+        ]
+        if count:
+            found = [await self.adapter.aggregate(query, _COUNT) for query in self._queries(None)]
+            self.total = sum(int(result.values[0] or 0) for result in found)
 
     async def pages(self, after: Key | None = None) -> AsyncGenerator[list[Entity]]:
         """Pages of entities, beginning with what follows ``after``."""
@@ -622,9 +624,7 @@ class _Reader:
 class _Saved:
     """The progress file of a transfer; without a path it does nothing."""
 
-    def __init__(
-        self, path: str | os.PathLike[str] | None, what: str, of: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, what: str, of: dict[str, Any] | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self.what = what
         self.head = {MARK: VERSION, "progress": what, **(of or {})}
@@ -720,12 +720,10 @@ class _Writer:
         self._keys.update(keys)
 
     async def _commit(self, batch: _Batch) -> None:
+        keys = [entity.key for entity in batch.entities]
         try:
-            if batch.entities:
-                keys = [entity.key for entity in batch.entities]
-                [outcome] = await self.adapter.commit([Commit(writes=[Put(e) for e in batch.entities])])
-                assert outcome.committed  # nothing was checked
-                self._keys.difference_update(keys)
+            await self._put(batch)
+            self._keys.difference_update(keys)
         except Exception as exc:
             exc.add_note(batch.where)
             self._error = self._error or exc
@@ -741,6 +739,20 @@ class _Writer:
         self._tell()
         if time.monotonic() >= self._next_save and not self._saving.locked():
             await self._save()
+
+    async def _put(self, batch: _Batch) -> None:
+        """Commit a batch; automatic ids that somebody uses already are replaced."""
+        skip = 0
+        while batch.entities:
+            commit = Commit(checks=dict.fromkeys(batch.automatic, 0), writes=[Put(entity) for entity in batch.entities])
+            [outcome] = await self.adapter.commit([commit])
+            if outcome.committed:
+                return
+            used = [batch.automatic.pop(key) for key in outcome.conflicts]
+            for entity in used:
+                entity.key = _incomplete(entity.key)
+            await _complete_keys(self.adapter, batch, used, skip=skip)
+            skip = min(max(1, skip * 2), 1 << 20)
 
     async def _save(self) -> None:
         if self._mark is None or self._saved.path is None:

@@ -160,7 +160,7 @@ def test_states() -> None:
     assert (info.message, info.seen) == ("", 0)
 
 
-_NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20) | st.sampled_from(
+_NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20) | st.sampled_from(
     [
         "no",
         "True",
