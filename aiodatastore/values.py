@@ -264,7 +264,10 @@ def check_embedded(name: str, value: dict[Any, Any], indexed: bool, depth: int, 
     if depth >= MAX_DEPTH:
         raise BadValueError(f"property {name[:80]!r}...: dicts and entities may be embedded {MAX_DEPTH} deep")
     for sub, element in value.items():
-        validate_property_name(sub)
+        try:
+            validate_property_name(sub)
+        except (BadPropertyError, BadRequestError) as exc:
+            raise type(exc)(f"property {name!r}: {exc}") from exc
         path = f"{name}.{sub}"
         searched = indexed and sub not in unindexed
         if searched and len(path) > MAX_PROPERTY_NAME_BYTES // 4:
