@@ -1,0 +1,493 @@
+"""What runs side by side in one event loop travels together.
+
+A :class:`Batcher` has at most one batch on its way. A call that finds none goes out at once and alone; calls
+that arrive meanwhile wait, and the first of them takes all that wait (up to a bound) along when its turn comes:
+the baton goes from task to task, and no background task is needed. One round trip then serves every get, and
+one round trip and one ``fsync`` every commit, that was awaited while the last was under way.
+
+What happens between two awaits:
+
+- A waiting call that is cancelled leaves the line; if it was just given the baton, it passes it on.
+- A *lookup* whose leader is cancelled goes back to the front of the line; nobody else notices.
+- A *commit* that was sent is never cancelled: it runs where no cancellation reaches it (neither a cancel scope's
+  nor ``asyncio``'s own), and whoever waits for it waits until its outcome is known. The cancellation is kept and
+  handed to the caller with the outcome.
+- An error of the store reaches every call of the batch, each as an exception of its own; an error that one
+  call's data caused reaches that call alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from aiodatastore.adapters.base import Adapter, Commit, Lookup, Outcome, ReadPolicy
+from aiodatastore.errors import DatastoreError, DeadlineExceededError, UnavailableError
+
+if TYPE_CHECKING:
+    from aiodatastore.entity import Entity
+    from aiodatastore.key import Key
+
+__all__ = [
+    "MAX_BATCH_KEYS",
+    "MAX_BATCH_WRITES",
+    "MAX_HOLD_S",
+    "Batcher",
+    "Channel",
+    "CommitBatcher",
+    "NotSentError",
+]
+
+MAX_BATCH_KEYS = 1000
+"""Keys in one batch of lookups (and in one lookup of a longer list)."""
+MAX_BATCH_WRITES = 1000
+"""Writes and checks in one batch of commits; a single larger commit goes alone."""
+MAX_HOLD_S = 0.005
+"""Seconds that a task may go on with calls that need no waiting before it lets the others run."""
+
+
+class NotSentError(DeadlineExceededError):
+    """The deadline of a commit passed before it was sent."""
+
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+_NOT_STARTED = object()
+
+
+class _State(enum.Enum):
+    WAITING = enum.auto()  # in line
+    LEADS = enum.auto()  # first in line, and has the baton
+    SENT = enum.auto()  # in another call's batch
+    DONE = enum.auto()
+
+
+class _Call(Generic[Request, Answer]):
+    """A call that waits for its turn or its answer."""
+
+    __slots__ = ("answer", "error", "request", "state", "wake", "weight")
+
+    def __init__(self, request: Request, weight: int) -> None:
+        self.request = request
+        self.weight = weight
+        self.state = _State.WAITING
+        self.wake = anyio.Event()
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+
+    def settle(self, answer: Answer | None, error: BaseException | None = None) -> None:
+        self.answer = answer
+        self.error = error
+        self.state = _State.DONE
+        self.wake.set()
+
+    def result(self) -> Answer:
+        if self.error is not None:
+            raise self.error
+        return self.answer  # type: ignore[return-value]  # set whenever there is no error
+
+
+class Batcher(Generic[Request, Answer]):
+    """Joins calls that wait while another is under way into one ``send``.
+
+    ``send`` gets the requests of a batch, in the order in which they were called, and returns an answer for
+    each. It may be cancelled and called again with the same requests: it must not change anything.
+    """
+
+    def __init__(self, send: Callable[[list[Request]], Awaitable[Sequence[Answer]]], *, max_weight: int) -> None:
+        self._send = send
+        self._max_weight = max_weight
+        self._queue: deque[_Call[Request, Answer]] = deque()
+        self._busy = False
+        self._idle: anyio.Event | None = None
+
+    async def call(self, request: Request, weight: int = 1) -> Answer:
+        """The answer to a request; sent at once if nothing is under way, else with the next batch."""
+        if not self._busy:
+            self._busy = True
+            try:
+                return (await self._send([request]))[0]
+            finally:
+                self._pass_on()
+        call: _Call[Request, Answer] = _Call(request, weight)
+        self._queue.append(call)
+        try:
+            await call.wake.wait()
+        except BaseException:
+            self._withdraw(call)
+            raise
+        if call.state is _State.LEADS:
+            await self._lead()
+        return call.result()
+
+    async def wait_idle(self) -> None:
+        """Return when nothing is under way and nobody waits."""
+        while self._busy:
+            if self._idle is None:
+                self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def _pass_on(self) -> None:
+        """Give the baton to the first in line, or lay it down."""
+        if self._queue:
+            first = self._queue[0]
+            first.state = _State.LEADS
+            first.wake.set()
+            return
+        self._busy = False
+        if self._idle is not None:
+            self._idle.set()
+            self._idle = None
+
+    def _withdraw(self, call: _Call[Request, Answer]) -> None:
+        state, call.state = call.state, _State.DONE
+        if state in (_State.WAITING, _State.LEADS):
+            self._queue.remove(call)
+        if state is _State.LEADS:
+            self._pass_on()
+
+    def _take_batch(self) -> list[_Call[Request, Answer]]:
+        """The first in line (who leads) and as many after it as fit."""
+        queue = self._queue
+        batch = [queue.popleft()]
+        weight = batch[0].weight
+        while queue and weight + queue[0].weight <= self._max_weight:
+            weight += queue[0].weight
+            batch.append(queue.popleft())
+        for call in batch:
+            call.state = _State.SENT
+        return batch
+
+    async def _lead(self) -> None:
+        batch = self._take_batch()
+        try:
+            await self._attempt(batch)
+        except BaseException:
+            # Cancelled (errors are settled): the others' requests go back to the front, in their order.
+            for call in reversed(batch[1:]):
+                if call.state is _State.SENT:
+                    call.state = _State.WAITING
+                    self._queue.appendleft(call)
+            raise
+        finally:
+            self._pass_on()
+
+    async def _attempt(self, batch: list[_Call[Request, Answer]]) -> None:
+        """Send a batch and settle its calls, with errors too."""
+        try:
+            answers = await self._send([call.request for call in batch])
+        except Exception as exc:
+            if len(batch) == 1 or not _is_of_one_request(exc):
+                _settle_all(batch, exc)
+                return
+        else:
+            for call, answer in zip(batch, answers, strict=True):
+                if call.state is _State.SENT:
+                    call.settle(answer)
+            return
+        for call in batch:
+            if call.state is _State.SENT:
+                await self._attempt([call])
+
+
+class CommitBatcher(Batcher[Commit, Outcome]):
+    """Joins commits; one that was sent is waited for whatever happens, see the module."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(self._deliver, max_weight=MAX_BATCH_WRITES)
+        self._adapter = adapter
+        # Whether the adapter has answered without suspending so far. Then nothing can interrupt it, and the
+        # task group that keeps cancellation away (70 µs) is not needed.
+        self._inline: bool | None = None
+        self._kept: BaseException | None = None
+        self._token_prefix = os.urandom(10)
+        self._token_count = 0
+
+    def token(self) -> bytes:
+        """A new name for a commit."""
+        self._token_count += 1
+        return self._token_prefix + self._token_count.to_bytes(6, "big")
+
+    async def settle(self, commit: Commit, deadline: float = math.inf) -> tuple[Outcome, BaseException | None]:
+        """The outcome, and the cancellation that arrived meanwhile: the caller raises it once it has done
+        what the outcome demands.
+
+        ``deadline`` (on the event loop's clock) only bounds the wait for the commit to be sent.
+
+        :raises NotSentError: if it was not sent in time; then nothing was written
+        :raises DatastoreError: if this commit can't be written, or the store can't be used
+        """
+        if not self._busy:
+            if deadline != math.inf and anyio.current_time() >= deadline:
+                raise _too_late()
+            self._busy = True
+            try:
+                outcome = (await self._deliver([commit]))[0]
+            except Exception as exc:
+                kept, self._kept = self._kept, None
+                if kept is not None:
+                    raise kept from exc
+                raise
+            else:
+                kept, self._kept = self._kept, None
+            finally:
+                self._pass_on()
+            return _checked(outcome, kept), kept
+        call: _Call[Commit, Outcome] = _Call(commit, _weight(commit))
+        self._queue.append(call)
+        kept = None
+        try:
+            if deadline == math.inf:
+                await call.wake.wait()
+            else:
+                with anyio.CancelScope(deadline=deadline):
+                    await call.wake.wait()
+        except anyio.get_cancelled_exc_class() as exc:
+            if call.state is not _State.SENT and call.state is not _State.DONE:
+                self._withdraw(call)
+                raise
+            kept = exc
+        except BaseException:
+            self._withdraw(call)
+            raise
+        if call.state is _State.WAITING:  # the deadline passed
+            self._withdraw(call)
+            raise _too_late()
+        if call.state is _State.LEADS:
+            if deadline != math.inf and anyio.current_time() >= deadline:
+                self._withdraw(call)
+                raise _too_late()
+            await self._lead()
+            kept, self._kept = self._kept, None
+        elif call.state is _State.SENT:
+            kept = await _outlast(call.wake) or kept
+        if kept is not None and call.error is not None:
+            raise kept from call.error
+        return _checked(call.result(), kept), kept
+
+    async def _lead(self) -> None:
+        batch = self._take_batch()
+        try:
+            await self._attempt(batch)
+        except BaseException as exc:
+            # Only a loop that is being torn down, or ctrl-C, gets here.
+            for call in batch:
+                if call.state is _State.SENT:
+                    call.settle(None, _lost(exc))
+            raise
+        finally:
+            self._pass_on()
+
+    async def _deliver(self, batch: list[Commit]) -> list[Outcome]:
+        """``adapter.commit``, out of reach of any cancellation; one that came is left in ``_kept``."""
+        outcomes: list[Outcome]
+        if self._inline:
+            coroutine: Coroutine[Any, Any, list[Outcome]] = self._adapter.commit(batch)
+            try:
+                first = coroutine.send(None)
+            except StopIteration as stop:
+                outcomes = stop.value
+                return outcomes
+            self._inline = False
+            outcomes = await _Rest(coroutine, first)
+            return outcomes
+        box: list[Any] = [None, None]
+        try:
+            # The scope keeps cancel scopes away; the child task keeps away asyncio's Task.cancel(), which no
+            # scope stops: it hits this task, which then waits for the child.
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._deliver_in_child, batch, box)
+        except anyio.get_cancelled_exc_class() as exc:
+            self._kept = exc
+        if box[1] is not None:
+            raise box[1]
+        if box[0] is None:
+            raise self._kept or _lost(None)
+        return box[0]  # type: ignore[no-any-return]  # a box of what the child returned
+
+    async def _deliver_in_child(self, batch: list[Commit], box: list[Any]) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                rest = _Rest(self._adapter.commit(batch))
+                box[0] = await rest
+                if self._inline is None:
+                    self._inline = not rest.suspended
+        except Exception as exc:
+            box[1] = exc
+        except BaseException as exc:
+            box[1] = exc
+            raise
+
+
+class _Rest:
+    """Awaits a coroutine, also one that was started by hand, and tells whether it suspended."""
+
+    __slots__ = ("coroutine", "first", "suspended")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: Any = _NOT_STARTED) -> None:
+        self.coroutine = coroutine
+        self.first = first
+        self.suspended = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine = self.coroutine
+        try:
+            yielded = coroutine.send(None) if self.first is _NOT_STARTED else self.first
+            self.suspended = True
+            while True:
+                try:
+                    sent = yield yielded
+                except BaseException as exc:
+                    yielded = coroutine.throw(exc)
+                else:
+                    yielded = coroutine.send(sent)
+        except StopIteration as stop:
+            return stop.value
+
+
+async def _outlast(event: anyio.Event) -> BaseException | None:
+    """Wait for an event through every cancellation; the last one that came."""
+    kept: BaseException | None = None
+    while not event.is_set():
+        try:
+            with anyio.CancelScope(shield=True):
+                await event.wait()
+        except anyio.get_cancelled_exc_class() as exc:
+            kept = exc
+    return kept
+
+
+def _checked(outcome: Outcome, cancelled: BaseException | None) -> Outcome:
+    if outcome.error is not None:
+        raise cancelled or outcome.error
+    return outcome
+
+
+def _weight(commit: Commit) -> int:
+    return len(commit.writes) + len(commit.checks) + len(commit.spans)
+
+
+def _is_of_one_request(exc: Exception) -> bool:
+    """Whether an error comes from some request's data, so that the others of its batch would succeed.
+
+    Adapters raise such errors before they apply anything of a batch.
+    """
+    return isinstance(exc, DatastoreError) and not isinstance(exc, UnavailableError | DeadlineExceededError)
+
+
+def _settle_all(batch: Sequence[_Call[Any, Any]], exc: Exception) -> None:
+    for call in batch:
+        if call.state is _State.SENT:
+            call.settle(None, _fresh(exc) if len(batch) > 1 else exc)
+
+
+def _fresh(exc: Exception) -> Exception:
+    """An exception of its own for each task: a shared one would collect the tracebacks of all."""
+    try:
+        copied = copy.copy(exc)
+    except Exception:  # an unusual constructor
+        copied = exc
+    if type(copied) is not type(exc) or copied is exc:
+        return exc.with_traceback(None)
+    copied.__cause__ = exc.__cause__
+    copied.__suppress_context__ = exc.__suppress_context__
+    return copied
+
+
+def _lost(exc: BaseException | None) -> UnavailableError:
+    error = UnavailableError("the batch of this commit was cut off while it was sent: it may have taken effect")
+    error.__cause__ = exc
+    return error
+
+
+def _too_late() -> NotSentError:
+    return NotSentError("the timeout passed before the commit was sent: nothing was written")
+
+
+class Channel:
+    """An adapter and the lines in front of it: what ``Datastore`` and its transactions do their I/O with."""
+
+    __slots__ = ("_breathing", "_clock", "_eventual", "adapter", "commits", "lookup_now", "lookups", "yield_at")
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.commits = CommitBatcher(adapter)
+        self.lookups: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_strong, max_weight=MAX_BATCH_KEYS)
+        self._eventual: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_eventual, max_weight=MAX_BATCH_KEYS)
+        self.lookup_now = adapter.lookup_now
+        self.yield_at = 0.0
+        self._breathing = 0
+        self._clock = time.perf_counter
+
+    async def lookup(self, keys: Sequence[Key], read_policy: ReadPolicy = ReadPolicy.STRONG) -> Lookup:
+        """Entities of at most :data:`MAX_BATCH_KEYS` complete keys; those of a key named twice are two."""
+        if self._clock() >= self.yield_at:
+            await self.breathe()
+        line = self.lookups if read_policy is ReadPolicy.STRONG else self._eventual
+        return await line.call(keys, len(keys))
+
+    async def commit(self, commit: Commit, deadline: float = math.inf) -> tuple[Outcome, BaseException | None]:
+        """See :meth:`CommitBatcher.settle`; before it is sent, a task that held the loop lets others run."""
+        if self._clock() >= self.yield_at:
+            await self.breathe()
+        return await self.commits.settle(commit, deadline)
+
+    async def breathe_if_due(self) -> None:
+        """:meth:`breathe` if this task may have held the loop for :data:`MAX_HOLD_S`."""
+        if self._clock() >= self.yield_at:
+            await self.breathe()
+
+    async def breathe(self) -> None:
+        """Let other tasks run, and notice cancellation.
+
+        Not needed again for :data:`MAX_HOLD_S`, which tasks that are here at the same time share.
+        """
+        self.yield_at = self._clock() + MAX_HOLD_S / (1 + self._breathing)
+        self._breathing += 1
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self._breathing -= 1
+        self.yield_at = self._clock() + MAX_HOLD_S / (1 + self._breathing)
+
+    async def wait_idle(self) -> None:
+        """Return when no call is under way."""
+        for line in (self.lookups, self._eventual, self.commits):
+            await line.wait_idle()
+
+    async def _lookup_strong(self, batch: list[Sequence[Key]]) -> list[Lookup]:
+        return await self._lookup(batch, ReadPolicy.STRONG)
+
+    async def _lookup_eventual(self, batch: list[Sequence[Key]]) -> list[Lookup]:
+        return await self._lookup(batch, ReadPolicy.EVENTUAL)
+
+    async def _lookup(self, batch: list[Sequence[Key]], read_policy: ReadPolicy) -> list[Lookup]:
+        if len(batch) == 1 and len(batch[0]) == 1:
+            return [await self.adapter.lookup(batch[0], read_policy=read_policy)]
+        unique = list(dict.fromkeys(key for keys in batch for key in keys))
+        found = await self.adapter.lookup(unique, read_policy=read_policy)
+        entities: dict[Key, Entity | None] = dict(zip(unique, found.entities, strict=True))
+        taken: set[Key] = set()
+        answers = []
+        for keys in batch:
+            own: list[Entity | None] = []
+            for key in keys:
+                entity = entities[key]
+                if entity is not None and key in taken:
+                    entity = entity.snapshot()
+                taken.add(key)
+                own.append(entity)
+            answers.append(Lookup(own, found.version))
+        return answers
