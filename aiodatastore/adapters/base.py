@@ -172,7 +172,9 @@ class Page:
     or keys (``keys_only``). ``positions`` (if asked for) has one for each: bytes that order results of this
     query, and of the same query on another adapter, exactly as the query does. ``end`` is the last result's
     position, ``skipped`` how many results the offset passed over, ``more`` whether another page may follow.
-    ``checks`` / ``spans`` are what a transaction adds to its commit, if tracked.
+    ``checks`` / ``spans`` are what a transaction adds to its commit, if tracked. ``version`` is the store's at the
+    first of the reads that this page is made of, ``newest`` at the last: if they differ, a transaction verifies
+    that all of it held at one moment.
     """
 
     results: list[Any]
@@ -183,6 +185,7 @@ class Page:
     skipped: int = 0
     checks: dict[Key, int] = field(default_factory=dict)
     spans: list[SpanCheck] = field(default_factory=list)
+    newest: int = 0
 
 
 class ResultStream(ABC):
@@ -206,12 +209,13 @@ class Aggregation(NamedTuple):
 
 @dataclass(slots=True)
 class AggregateResult:
-    """Values in the order asked for; ``avg`` of nothing is None, ``sum`` of nothing 0."""
+    """Values in the order asked for; ``avg`` of nothing is None, ``sum`` of nothing 0. The rest as in :class:`Page`."""
 
     values: list[int | float | None]
     version: int
     checks: dict[Key, int] = field(default_factory=dict)
     spans: list[SpanCheck] = field(default_factory=list)
+    newest: int = 0
 
 
 class Adapter(ABC):

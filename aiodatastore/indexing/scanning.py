@@ -49,15 +49,18 @@ class Reader:
     """All reads of one query: counts them, and for a transaction records what they saw.
 
     ``version`` is the store's version at the first read: an entity that is newer was changed since the index
-    was read, and has to be compared with the query again.
+    was read, and has to be compared with the query again. ``oldest`` and ``newest`` are the versions between which
+    the reads since the last :meth:`take_versions` were made.
     """
 
-    __slots__ = ("_since", "checks", "spans", "store", "track", "version")
+    __slots__ = ("_since", "checks", "newest", "oldest", "spans", "store", "track", "version")
 
     def __init__(self, store: RowStore, *, track: bool) -> None:
         self.store = store
         self.track = track
         self.version: int | None = None
+        self.oldest: int | None = None
+        self.newest = 0
         self._since = perf_counter()
         self.checks: dict[bytes, int] = {}
         self.spans: list[SpanCheck] = []
@@ -70,8 +73,7 @@ class Reader:
             return ()
         await self._pause()
         rows, version = await self.store.scan(Span(space, lo, hi), limit, reverse=reverse, with_entities=join)
-        if self.version is None:
-            self.version = version
+        self._saw(version)
         step.scans += 1
         if space is Space.INDEX:
             step.rows += len(rows)
@@ -80,6 +82,20 @@ class Reader:
         if self.track:
             self._record_scan(space, lo, hi, limit, rows, reverse=reverse)
         return rows
+
+    def _saw(self, version: int) -> None:
+        if self.version is None:
+            self.version = version
+        if self.oldest is None or version < self.oldest:
+            self.oldest = version
+        self.newest = max(self.newest, version)
+
+    def take_versions(self) -> tuple[int, int]:
+        """The oldest and the newest version since the last call (the first read's, if nothing was read)."""
+        first = self.version or 0
+        taken = (first, first) if self.oldest is None else (self.oldest, self.newest)
+        self.oldest, self.newest = None, 0
+        return taken
 
     async def _pause(self) -> None:
         """Let other tasks run if reads that never suspend have kept them waiting."""
@@ -115,8 +131,7 @@ class Reader:
         """Entities by key."""
         await self._pause()
         records, version = await self.store.read(keys)
-        if self.version is None:
-            self.version = version
+        self._saw(version)
         step.scans += 1
         step.entities += len(keys)
         if self.track:
@@ -128,8 +143,7 @@ class Reader:
         """How many rows a span has."""
         counted = await self.store.count(Span(space, lo, hi)) if lo < hi else SpanCount(0, 0, self.version or 0)
         step.scans += 1
-        if self.version is None:
-            self.version = counted.version
+        self._saw(counted.version)
         if self.track:
             self.spans.append(SpanCheck(space, lo, hi, counted.rows))
         return counted

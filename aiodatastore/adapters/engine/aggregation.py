@@ -74,7 +74,8 @@ async def aggregate(
         else:
             values = [item.value(function) for item, (function, _) in zip(by_index, aggregations, strict=True) if item]
     checks = {decode_key(key): version for key, version in reader.checks.items()}
-    return AggregateResult(values, reader.version or 0, checks, reader.spans)
+    version, newest = reader.take_versions()
+    return AggregateResult(values, version, checks, reader.spans, newest)
 
 
 def _run(

@@ -78,13 +78,15 @@ class EngineStream(ResultStream):
 
     def _page(self, results: list[Any], positions: list[bytes], skipped: int) -> Page:
         reader = self._reader
+        version, newest = reader.take_versions()
         page = Page(
             results,
             self._bounds.start or None,
             not self._done,
-            reader.version or 0,
+            version,
             self._positions(positions),
             skipped,
+            newest=newest,
         )
         if reader.track:
             page.checks = {decode_key(key): version for key, version in reader.checks.items()}
