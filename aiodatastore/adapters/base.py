@@ -298,8 +298,14 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    async def delete_index(self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None) -> None:
-        """Mark DELETING, remove its rows in batches, forget it."""
+    async def delete_index(
+        self,
+        definition: IndexDefinition,
+        *,
+        progress: Callable[[int], None] | None = None,
+        finish: bool = True,
+    ) -> None:
+        """Mark DELETING; unless ``finish`` is false, remove its rows in batches and forget it."""
 
     @abstractmethod
     async def check(self) -> list[str]:
