@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
-from xml.sax.saxutils import escape, quoteattr
 
 from aiodatastore.errors import BadArgumentError, BadRequestError, BadValueError
 from aiodatastore.key import Key, check_kind
@@ -358,19 +357,28 @@ def _xml_value(value: Any) -> str:
         return "\n" + _to_xml(value, value.key)
     if isinstance(value, dict):
         return "\n" + _to_xml(value, None)
-    return escape(_NOT_XML.sub("\ufffd", str(value)))
+    return _escaped(str(value))
 
 
 def _tag_uri(key: Key) -> str:
     """RFC 4151, as App Engine's ``Key.ToTagUri``."""
     partition = f"{key.project}!{key.namespace}" if key.namespace else key.project
     authority = f"{partition}.gmail.com" if partition else "gmail.com"
-    return escape(_NOT_XML.sub("\ufffd", f"tag:{authority},2008-04-07:{key.kind}[{_key_text(key)}]"))
+    return _escaped(f"tag:{authority},2008-04-07:{key.kind}[{_key_text(key)}]")
 
 
 def _key_text(key: Key) -> str:
     return key.to_app_engine() if key.project else key.to_urlsafe()
 
 
+def _escaped(text: str) -> str:
+    # Not xml.sax.saxutils: importing it takes longer than importing this package.
+    text = _NOT_XML.sub("\ufffd", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _attribute(text: str) -> str:
-    return quoteattr(_NOT_XML.sub("\ufffd", text))
+    quoted = _escaped(text).replace('"', "&quot;")
+    for space, escape in (("\n", "&#10;"), ("\r", "&#13;"), ("\t", "&#9;")):
+        quoted = quoted.replace(space, escape)
+    return f'"{quoted}"'
