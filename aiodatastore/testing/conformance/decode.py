@@ -257,14 +257,12 @@ def identical(a: Any, b: Any) -> bool:
     """Whether two values are of the same class and content, nan and -0.0 and time zones included."""
     if type(a) is not type(b):
         return False
-    if isinstance(a, float):
-        return _float_form(a) == _float_form(b)
-    if isinstance(a, GeoPoint):
-        return index_form(a) == index_form(b)
-    if isinstance(a, dt.datetime):
-        return bool(a == b and b.utcoffset() == dt.timedelta(0))
     if isinstance(a, list):
         return len(a) == len(b) and all(map(identical, a, b))
+    if isinstance(a, dt.datetime):
+        return bool(a == b) and a.utcoffset() == b.utcoffset()
+    if isinstance(a, float | GeoPoint):
+        return index_form(a) == index_form(b)
     return bool(a == b)
 
 

@@ -117,7 +117,7 @@ class Txn:
         self.limit = GROUPS_XG if xg else GROUPS
         self.read_only = read_only
         self.parent = parent
-        self.view = parent.view if parent else View()
+        self.view: View = parent.view if parent else View()
         self.closed = False
         self.touched: list[Key] = []
         self.writes: Writes = {}

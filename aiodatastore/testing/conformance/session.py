@@ -202,6 +202,8 @@ def compare_results(
         return
     if isinstance(got, Exception):
         raise MismatchError(f"outcome: expected results, got {show(got)}")
+    wanted: list[Any]
+    actual: list[Any]
     if "rows" in expected:
         wanted = [(path, _row_form(row)) for path, row in expected["rows"]]
         actual = [(path_json(entity.key), _row_form_of(case, entity)) for entity in got]
@@ -223,7 +225,7 @@ def _row_form(row: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def _row_form_of(case: Case, entity: Entity) -> dict[str, tuple[Any, ...]]:
-    case.check(isinstance(entity, Entity) and entity.is_projection, "a projected entity", got=entity)
+    case.check(entity.is_projection, "a projected entity", got=entity)
     return {name: index_form(value) for name, value in entity.items()}
 
 

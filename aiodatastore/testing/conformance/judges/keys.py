@@ -23,7 +23,7 @@ async def judge(session: Session, records: Sequence[Record]) -> None:
 
 async def _sorted(case: Case, session: Session, ds: Datastore) -> None:
     keys = [decode_key(data) for data in case.record["keys"]]
-    case.check(sorted(keys[::-1]) == keys, "order in Python", expected=keys, got=sorted(keys))
+    case.check(sorted(keys) == keys, "order in Python", expected=keys, got=sorted(keys))
     await _check_stored_order(case, session, ds, keys)
     if len({key.namespace for key in keys}) == 1:
         async with session.world(ds, (), case.record):

@@ -12,7 +12,7 @@ from typing import Any
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
-from aiodatastore.testing.conformance.decode import UnreadableError, decode_value, identical, index_form
+from aiodatastore.testing.conformance.decode import decode_value, identical, index_form
 from aiodatastore.testing.conformance.session import Case, MismatchError, Record, Session, wipe
 
 __all__ = ["judge"]
@@ -129,10 +129,6 @@ async def _sort_value(case: Case, ds: Datastore, kind: str) -> None:
         got = probes[after[0] - 2]
         same = index_form(got) == index_form(decode_value(expected[0]))
         case.check(same, f"positioned, ordered by {order}, by", expected=expected[0], got=got)
-
-
-async def _unknown(case: Case, ds: Datastore, kind: str) -> None:
-    raise UnreadableError(f"unknown type {case.record['type']!r}")
 
 
 _JUDGES: dict[str, Any] = {
