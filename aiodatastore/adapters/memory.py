@@ -1,0 +1,356 @@
+"""Entities in the process's own memory: ``memory://``."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiodatastore.adapters import registry
+from aiodatastore.adapters.base import (
+    EXISTS,
+    TAIL_KEY_MASK,
+    TAIL_MULTI,
+    Capability,
+    Record,
+    Row,
+    RowBatch,
+    RowCommit,
+    RowOutcome,
+    RowRead,
+    RowScan,
+    RowStore,
+    Space,
+    Span,
+    SpanCheck,
+    SpanCount,
+    StaleFenceError,
+    span_digest,
+)
+from aiodatastore.errors import StoreClosedError
+
+if TYPE_CHECKING:
+    from aiodatastore.adapters.engine import EngineAdapter
+
+__all__ = ["MemoryRowStore", "from_url"]
+
+_CHUNK = 512
+"""Most values in one chunk. Measured with 2 million rows: 256 to 1024 cost the same, more and fewer cost more."""
+
+
+class SortedBytes:
+    """A sorted set of bytes; adding and removing cost O(log n) comparisons and one short memory move.
+
+    Chunks of sorted lists under a list of separators. Compared with ``sortedcontainers.SortedList`` it keeps
+    no position index, which makes an addition a third cheaper (2.4 µs against 3.7 µs among 2 million rows);
+    :meth:`count` adds up chunk lengths instead.
+    """
+
+    __slots__ = ("_chunks", "_separators")
+
+    def __init__(self) -> None:
+        self._chunks: list[list[bytes]] = [[]]
+        self._separators: list[bytes] = []  # one fewer: values <= separator i are in chunks up to i
+
+    def __len__(self) -> int:
+        return sum(map(len, self._chunks))
+
+    def add(self, value: bytes) -> None:
+        """Add a value that is not in the set (the callers have a dict that knows)."""
+        i = bisect_left(self._separators, value)
+        chunk = self._chunks[i]
+        insort(chunk, value)
+        if len(chunk) > _CHUNK:
+            half = chunk[: _CHUNK // 2]
+            del chunk[: _CHUNK // 2]
+            self._chunks.insert(i, half)
+            self._separators.insert(i, half[-1])
+
+    def remove(self, value: bytes) -> None:
+        """Remove a value that is in the set."""
+        i = bisect_left(self._separators, value)
+        chunk = self._chunks[i]
+        del chunk[bisect_left(chunk, value)]
+        if not chunk and len(self._chunks) > 1:
+            del self._chunks[i]
+            del self._separators[min(i, len(self._separators) - 1)]
+
+    def _position(self, value: bytes) -> tuple[int, int]:
+        i = bisect_left(self._separators, value)
+        return i, bisect_left(self._chunks[i], value)
+
+    def count(self, lo: bytes, hi: bytes) -> int:
+        """How many values are in ``[lo, hi)``."""
+        if lo >= hi:
+            return 0
+        (i, a), (j, b) = self._position(lo), self._position(hi)
+        return sum(map(len, self._chunks[i:j])) - a + b
+
+    def slice(self, lo: bytes, hi: bytes, limit: int, *, reverse: bool = False) -> list[bytes]:
+        """At most ``limit`` values of ``[lo, hi)``, from the lower or (``reverse``) upper end."""
+        if lo >= hi or limit <= 0:
+            return []
+        (i, a), (j, b) = self._position(lo), self._position(hi)
+        out: list[bytes] = []
+        for part in self._parts_down(i, a, j, b) if reverse else self._parts_up(i, a, j, b):
+            missing = limit - len(out)
+            out += part if len(part) <= missing else part[:missing]
+            if len(out) == limit:
+                break
+        return out
+
+    def _parts_up(self, i: int, a: int, j: int, b: int) -> Iterator[list[bytes]]:
+        chunks = self._chunks
+        while i < j:
+            yield chunks[i][a:] if a else chunks[i]
+            i, a = i + 1, 0
+        yield chunks[j][a:b]
+
+    def _parts_down(self, i: int, a: int, j: int, b: int) -> Iterator[list[bytes]]:
+        chunks = self._chunks
+        while j > i:
+            yield chunks[j][:b][::-1]
+            j -= 1
+            b = len(chunks[j])
+        yield chunks[i][a:b][::-1]
+
+
+class _Undo(NamedTuple):
+    """What one write changed, to take it back: the record and the tails that were there before."""
+
+    key: bytes | None
+    record: Record | None
+    tails: list[tuple[bytes, int | None]]
+
+
+def _closed(*_: Any) -> Any:
+    raise StoreClosedError("memory:// is not open: use 'async with Datastore(…)' or await open() first")
+
+
+class MemoryRowStore(RowStore):
+    """Sorted rows in memory.
+
+    - Durability: none. The data lives from ``open`` to ``aclose`` and belongs to this one store object.
+    - Isolation: serializable. Every call happens at once, between two awaits of the event loop, so each sees one
+      moment and nobody sees half a commit; what it returned is not changed by later writes.
+    - Crash: everything is lost with the process.
+    - Limits of one commit: none but memory.
+    - Cost: read of a key one dict lookup (under 1 µs); put about 2 µs per new or removed index row and nothing
+      for unchanged ones; scan O(log n + results); count O(log n + span / 500).
+    - Nothing suspends, so a large batch holds the event loop for as long as it takes. Not thread-safe: use it
+      from the event loop's thread.
+
+    >>> import anyio
+    >>> from aiodatastore.adapters.base import RowBatch, RowCommit, RowPut
+    >>> async def main():
+    ...     store = MemoryRowStore()
+    ...     await store.open()
+    ...     put = RowPut(b"k", b"payload", {b"index|k": 1})
+    ...     await store.commit(RowBatch([RowCommit(puts=[put])], old_rows=lambda key, payload: {}))
+    ...     return store.read_now([b"k", b"absent"])
+    >>> anyio.run(main)
+    [Record(version=1, payload=b'payload'), None]
+    """
+
+    capabilities = frozenset({Capability.TRIO, Capability.INLINE_READS})
+    url = "memory://"
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._records: dict[bytes, Record] = {}
+        self._keys = SortedBytes()
+        self._tails: dict[bytes, int] = {}
+        self._rows = SortedBytes()
+        self._multi = SortedBytes()  # the rows with TAIL_MULTI, so that count() need not look at each
+        self._next: dict[bytes, int] = {}
+        self._version = 0
+        self._get: Callable[[bytes], Record | None] = self._records.get if self._is_open else _closed
+
+    async def open(self) -> None:
+        self._is_open = True
+        self._clear()
+
+    async def aclose(self) -> None:
+        self._is_open = False
+        self._clear()
+
+    def read_now(self, keys: Sequence[bytes]) -> list[Record | None]:
+        get = self._get
+        return [get(key) for key in keys]
+
+    async def read(self, keys: Sequence[bytes]) -> RowRead:
+        self._check_open()
+        return RowRead([self._get(key) for key in keys], self._version)
+
+    async def scan(self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False) -> RowScan:
+        self._check_open()
+        space, lo, hi = span
+        if space is Space.ENTITY:
+            keys = self._keys.slice(lo, hi, limit, reverse=reverse)
+            return RowScan(self._entity_rows(keys, with_entities), self._version)
+        rows = self._rows.slice(lo, hi, limit, reverse=reverse)
+        tails = self._tails
+        if not with_entities:
+            return RowScan([Row(row, tails[row], None, None) for row in rows], self._version)
+        get, absent = self._records.get, (None, None)
+        out: list[Row] = []
+        for row in rows:
+            tail = tails[row]
+            version, payload = get(row[len(row) - (tail & TAIL_KEY_MASK) :], absent)
+            out.append(Row(row, tail, version, payload))
+        return RowScan(out, self._version)
+
+    def _entity_rows(self, keys: list[bytes], with_entities: bool) -> list[Row]:
+        records = self._records
+        if with_entities:
+            return [Row(key, 0, *records[key]) for key in keys]
+        return [Row(key, 0, records[key].version, None) for key in keys]
+
+    async def count(self, span: Span) -> SpanCount:
+        self._check_open()
+        space, lo, hi = span
+        if space is Space.ENTITY:
+            return SpanCount(self._keys.count(lo, hi), 0, self._version)
+        return SpanCount(self._rows.count(lo, hi), self._multi.count(lo, hi), self._version)
+
+    async def commit(self, batch: RowBatch) -> list[RowOutcome]:
+        self._check_open()
+        if batch.fence is not None and self._conflicts([batch.fence]):
+            raise StaleFenceError
+        undo: list[_Undo] = []
+        version = self._version
+        try:
+            return [self._apply(commit, batch.old_rows, undo) for commit in batch.commits]
+        except BaseException:
+            # old_rows may raise (a damaged payload): a failed batch leaves nothing.
+            for record in reversed(undo):
+                self._take_back(record)
+            self._version = version
+            raise
+
+    async def allocate(self, sequence: bytes, size: int, *, at_least: int = 1) -> int:
+        self._check_open()
+        first = max(self._next.get(sequence, 1), at_least)
+        self._next[sequence] = first + size
+        return first
+
+    async def sizes(self) -> dict[str, int]:
+        self._check_open()
+        return {
+            "entity_bytes": sum(len(key) + len(record.payload) for key, record in self._records.items()),
+            "index_bytes": sum(map(len, self._tails)),
+        }
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            _closed()
+
+    # ------------------------------------------------------------------------------------- commits
+
+    def _apply(
+        self, commit: RowCommit, old_rows: Callable[[bytes, bytes], Mapping[bytes, int]], undo: list[_Undo]
+    ) -> RowOutcome:
+        conflicts = self._conflicts(commit.checks)
+        stale = sum(not self._holds(check) for check in commit.spans)
+        if conflicts or stale:
+            return RowOutcome(None, conflicts, stale)
+        if not (commit.puts or commit.deletes or commit.index_puts or commit.index_deletes):
+            return RowOutcome(self._version)
+        self._version = version = self._version + 1
+        for key, payload, rows in [(put.key, put.payload, put.rows) for put in commit.puts]:
+            old = self._records.get(key)
+            before = {} if old is None else old_rows(key, old.payload)
+            undo.append(_Undo(key, old, self._change_rows(before, rows)))
+            if old is None:
+                self._keys.add(key)
+            self._records[key] = Record(version, payload)
+        for key in commit.deletes:
+            old = self._records.get(key)
+            if old is not None:
+                undo.append(_Undo(key, old, self._change_rows(old_rows(key, old.payload), {})))
+                del self._records[key]
+                self._keys.remove(key)
+        if commit.index_puts or commit.index_deletes:
+            before = dict.fromkeys(commit.index_deletes, -1)
+            undo.append(_Undo(None, None, self._change_rows(before, commit.index_puts)))
+        return RowOutcome(version)
+
+    def _conflicts(self, checks: Sequence[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+        out = []
+        for key, expected in checks:
+            record = self._records.get(key)
+            actual = 0 if record is None else record.version
+            if actual != expected and not (expected == EXISTS and actual):
+                out.append((key, actual))
+        return out
+
+    def _holds(self, check: SpanCheck) -> bool:
+        keys = self._keys if check.space is Space.ENTITY else self._rows
+        if keys.count(check.lo, check.hi) != check.count:
+            return False
+        if check.digest is None:
+            return True
+        rows = keys.slice(check.lo, check.hi, check.count)
+        if check.space is Space.ENTITY:
+            found = span_digest([(key, self._records[key].version) for key in rows], check.space)
+        else:
+            found = span_digest([(row, None) for row in rows], check.space)
+        return found == check.digest
+
+    def _change_rows(self, before: Mapping[bytes, int], after: Mapping[bytes, int]) -> list[tuple[bytes, int | None]]:
+        """Remove rows of ``before`` that are not in ``after``, add the others; return what they were."""
+        changed: list[tuple[bytes, int | None]] = []
+        tails = self._tails
+        for row in before:
+            if row not in after and row in tails:
+                changed.append((row, tails[row]))
+                self._set_row(row, None)
+        for row, tail in after.items():
+            if before.get(row) != tail:
+                old = tails.get(row)
+                if old != tail:
+                    changed.append((row, old))
+                    self._set_row(row, tail)
+        return changed
+
+    def _set_row(self, row: bytes, tail: int | None) -> None:
+        old = self._tails.get(row)
+        if tail is None:
+            del self._tails[row]
+            self._rows.remove(row)
+        else:
+            self._tails[row] = tail
+            if old is None:
+                self._rows.add(row)
+        was_multi, is_multi = bool((old or 0) & TAIL_MULTI), bool((tail or 0) & TAIL_MULTI)
+        if is_multi and not was_multi:
+            self._multi.add(row)
+        elif was_multi and not is_multi:
+            self._multi.remove(row)
+
+    def _take_back(self, undo: _Undo) -> None:
+        for row, tail in reversed(undo.tails):
+            self._set_row(row, tail)
+        key = undo.key
+        if key is None:
+            return
+        if undo.record is None:
+            del self._records[key]
+            self._keys.remove(key)
+        else:
+            if key not in self._records:
+                self._keys.add(key)
+            self._records[key] = undo.record
+
+
+def from_url(url: str, **options: Any) -> EngineAdapter:
+    """An adapter for ``memory://``; it has no settings of its own.
+
+    :raises BadArgumentError: if the URL names a path, or an option is unknown
+    """
+    parts = registry.split_url(url, options, settings={})
+    registry.refuse_location(parts, "memory:// keeps its data in the process and takes no path")
+    return registry.engine(MemoryRowStore(), parts)
