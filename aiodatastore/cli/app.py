@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 import anyio
 import click
@@ -34,7 +35,26 @@ def _version() -> str:
         return "unknown (not installed)"
 
 
+class _App(click.Group):
+    """Ends quietly where click would print an empty line, or exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            _complain("interrupted", first="\n" if sys.stderr.isatty() else "")
+            return INTERRUPTED
+        except BrokenPipeError:
+            # The reader of a pipe went away, as `head` does. Python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return result
+
+
 @click.group(
+    cls=_App,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\
 \b
@@ -83,14 +103,9 @@ async def opened(url: str, *, create: bool = False, **options: Any) -> AsyncIter
 
 
 def _refuse_missing(url: str) -> None:
-    scheme, separator, rest = url.partition("://")
-    path = rest.partition("?")[0].removeprefix("/")
-    if (
-        separator
-        and scheme in ("sqlite", "file")
-        and path not in ("", ":memory:")
-        and not os.path.exists(path)
-    ):
+    scheme, _, rest = url.partition("://")
+    path = unquote(rest.partition("?")[0].removeprefix("/"))
+    if scheme in ("sqlite", "file") and path and not os.path.exists(path):
         raise click.ClickException(f"there is no store at {url} (commands that write would create it)")
 
 
@@ -100,26 +115,21 @@ def run_app(argv: Sequence[str] | None) -> int:
         result = app.main(
             args=list(argv) if argv is not None else None, prog_name="aiodatastore", standalone_mode=False
         )
-        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe went away, as `head` does. Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except click.Abort:
+        _complain("aborted")
+        return FAILED
     except (DatastoreError, OSError, ImportError) as exc:
         _complain(str(exc) or type(exc).__name__, *getattr(exc, "__notes__", ()))
         return FAILED
 
 
-def _complain(message: str, *remarks: str) -> None:
-    color = "red" if sys.stderr.isatty() else None
-    click.echo(f"{click.style('error:', fg=color) if color else 'error:'} {message}", err=True)
+def _complain(message: str, *remarks: str, first: str = "") -> None:
+    label = click.style("error:", fg="red") if sys.stderr.isatty() else "error:"
+    click.echo(f"{first}{label} {message}", err=True)
     for remark in remarks:
         click.echo(f"  ({remark})", err=True)
 

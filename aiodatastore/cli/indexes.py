@@ -111,9 +111,7 @@ def _definitions(file: str | None, given: tuple[str, ...], ancestor: bool) -> li
         kind, *names = text.replace(",", " ").split()
         if not names:
             raise click.BadParameter(f"{text!r}: expected a kind and its properties, like 'Item tags -price'")
-        properties = tuple(
-            (name.removeprefix("-"), "desc" if name.startswith("-") else "asc") for name in names
-        )
+        properties = tuple((name.removeprefix("-"), "desc" if name.startswith("-") else "asc") for name in names)
         found.append(IndexDefinition(kind, properties, ancestor))
     return found
 
@@ -134,9 +132,7 @@ async def _build(url: str, definitions: list[IndexDefinition]) -> int:
     async with opened(url, create=True) as store:
         adapter = store.adapter
         wanted = definitions or [
-            info.definition
-            for info in await adapter.indexes()
-            if info.state in (IndexState.BUILDING, IndexState.ERROR)
+            info.definition for info in await adapter.indexes() if info.state in (IndexState.BUILDING, IndexState.ERROR)
         ]
         if not wanted:
             note("nothing to build")
@@ -174,9 +170,7 @@ class _counter:  # noqa: N801  # used like a function
 @click.argument("url")
 @_definition_options
 @click.option("--number", "numbers", multiple=True, type=int, help="By its number in `indexes list`.")
-def delete(
-    url: str, file: str | None, given: tuple[str, ...], ancestor: bool, numbers: tuple[int, ...]
-) -> int:
+def delete(url: str, file: str | None, given: tuple[str, ...], ancestor: bool, numbers: tuple[int, ...]) -> int:
     """Delete composite indexes: those of a file, of --index, or by --number. Entities stay."""
     definitions = _definitions(file, given, ancestor)
     if not definitions and not numbers:

@@ -63,9 +63,7 @@ Examples:
     type=click.IntRange(1, 10_000),
     help="Entities a commit.",
 )
-@click.option(
-    "--in-flight", default=4, show_default=True, type=click.IntRange(1, 64), help="Commits at a time."
-)
+@click.option("--in-flight", default=4, show_default=True, type=click.IntRange(1, 64), help="Commits at a time.")
 @json_option
 def import_command(url: str, file: str, *, progress_file: str | None, as_json: bool, **options: Any) -> int:
     """Put the entities of a FILE of JSON lines (- is standard input), overwriting those of the same keys.
@@ -152,9 +150,7 @@ Examples:
 @click.argument("target", metavar="URL")
 @_selection
 @click.option("--indexes/--no-indexes", default=True, help="Create the composite indexes, too (the default).")
-@click.option(
-    "--verify", is_flag=True, help="Read everything again and compare; exits with 1 on a difference."
-)
+@click.option("--verify", is_flag=True, help="Read everything again and compare; exits with 1 on a difference.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted copy stopped.")
 @click.option("--progress-file", type=click.Path(dir_okay=False), help="Where the progress is recorded.")
 @json_option

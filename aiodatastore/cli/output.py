@@ -76,9 +76,7 @@ def print_table(
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     numeric = set(right)
     for column in columns:
-        table.add_column(
-            Text(display(column)), justify="right" if column in numeric else "left", overflow="ellipsis"
-        )
+        table.add_column(Text(display(column)), justify="right" if column in numeric else "left", overflow="ellipsis")
     for row in rows:
         table.add_row(*(Text("") if cell is _MISSING else Text(display(cell), _style(cell)) for cell in row))
     Console().print(table)

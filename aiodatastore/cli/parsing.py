@@ -96,9 +96,7 @@ def parse_filter(text: str, namespace: str = "") -> Filter:
     """
     match = _FILTER.match(text)
     if match is None:
-        raise click.BadParameter(
-            f"{text!r} is no filter: expected one like 'age >= 21' or 'city in London,Paris'"
-        )
+        raise click.BadParameter(f"{text!r} is no filter: expected one like 'age >= 21' or 'city in London,Paris'")
     name = match["name"].strip()
     if name.startswith('"'):
         name = msgspec.json.decode(name.encode(), type=str)
@@ -128,7 +126,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
         raise click.BadParameter(f"{text!r} is no property: expected name=value")
-    return name.strip(), parse_value(value.strip())
+    return name.strip(), parse_value(value)
 
 
 def parse_names(given: Sequence[str]) -> tuple[str, ...]:

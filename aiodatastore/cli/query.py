@@ -43,7 +43,7 @@ Examples:
 @click.argument("url")
 @click.argument("kind", required=False)
 @query_options
-@click.option("--limit", "-n", type=click.IntRange(0), help=f"At most so many (tables: {TABLE_LIMIT}).")
+@click.option("--limit", "-n", type=click.IntRange(1), help=f"At most so many (tables: {TABLE_LIMIT}).")
 @click.option("--offset", type=click.IntRange(0), default=0, help="Pass over so many first.")
 @click.option("--all", "everything", is_flag=True, help="No limit for a table.")
 @click.option("--cursor", metavar="TEXT", help="Go on where a former page ended.")
@@ -73,9 +73,7 @@ def query(url: str, kind: str | None, **options: Any) -> int:
     return run(_query, url, kind, options["namespace"], QueryOptions.read(**options), extra)
 
 
-async def _query(
-    url: str, kind: str | None, namespace: str, options: QueryOptions, extra: dict[str, Any]
-) -> int:
+async def _query(url: str, kind: str | None, namespace: str, options: QueryOptions, extra: dict[str, Any]) -> int:
     async with opened(url, namespace=namespace) as store:
         found = options.apply(store.query(kind))
         if extra["offset"]:

@@ -53,8 +53,8 @@ def put(
 ) -> int:
     """Put one entity, KEY with its properties, or JSON lines from standard input. Prints the keys.
 
-    Lines are as `export` writes them; for many, use `import`: it shows its progress and can be resumed. They
-    are put all together, or not at all.
+    Lines are as `export` writes them, and are put all together or not at all; for many, use `import`, which
+    works in batches, shows its progress and can be resumed.
     """
     if key is None or key == "-":
         if properties or unindexed or mode == "merge":
@@ -92,7 +92,8 @@ async def _put(url: str, entities: list[Entity], mode: str | None) -> list[Key]:
         if mode == "merge":
             return [await store.run_in_transaction(_merge, store, entities[0])]
         write = {"insert": store.insert, "update": store.update}.get(mode or "", store.put)
-        return await write(entities) if entities else []
+        keys: list[Key] = await store.run_in_transaction(write, entities)
+        return keys
 
 
 async def _merge(store: Any, given: Entity) -> Key:
@@ -120,9 +121,7 @@ Examples:
 @filter_options
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 @json_option
-def delete(
-    url: str, keys: tuple[str, ...], kind: str | None, yes: bool, as_json: bool, **options: Any
-) -> int:
+def delete(url: str, keys: tuple[str, ...], kind: str | None, yes: bool, as_json: bool, **options: Any) -> int:
     """Delete entities: those of some keys, or all of a kind. What does not exist is no error.
 
     Keys are deleted all together or not at all; a kind in batches of 500.
@@ -145,7 +144,7 @@ def delete(
 
 async def _delete_keys(url: str, keys: list[Key]) -> int:
     async with opened(url) as store:
-        await store.delete(keys)
+        await store.run_in_transaction(store.delete, keys)
     return len(keys)
 
 
