@@ -101,10 +101,7 @@ def _entity(entity: Entity) -> dict[str, Any]:
 
 
 def _properties(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value if type(value) in _PLAIN else _DUMP[type(value)](value)
-        for name, value in properties.items()
-    }
+    return {name: value if type(value) in _PLAIN else _DUMP[type(value)](value) for name, value in properties.items()}
 
 
 def _dict(value: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,7 @@ indexes:
 
 def test_yaml_is_app_engines() -> None:
     assert STORE.to_yaml() == (
-        "- kind: Store\n  ancestor: yes\n  properties:\n  - name: business\n"
-        "  - name: __key__\n    direction: desc"
+        "- kind: Store\n  ancestor: yes\n  properties:\n  - name: business\n  - name: __key__\n    direction: desc"
     )
 
 

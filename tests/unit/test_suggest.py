@@ -148,9 +148,7 @@ def test_or_needs_an_index_for_each_branch() -> None:
     )
     query = Query("A").filter(either).order("c")
     assert [minimal for _, minimal in missing_indexes(query, [])] == [_index("a", "b", "c"), _index("d", "c")]
-    assert missing_indexes(query, [_index("a", "c"), _index("d", "c")]) == [
-        (_index("a", "b", "c"), _index("b", "c"))
-    ]
+    assert missing_indexes(query, [_index("a", "c"), _index("d", "c")]) == [(_index("a", "b", "c"), _index("b", "c"))]
     error = need_index(query, [])
     assert error is not None
     assert "2 composite indexes that are not defined" in str(error)
