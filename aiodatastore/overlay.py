@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from aiodatastore.adapters.base import Aggregation, Page, ResultStream, RunOptions
-from aiodatastore.adapters.engine.aggregation import single_number
+from aiodatastore.indexing.aggregates import single_number
 from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
 from aiodatastore.indexing.encoding import invert

@@ -307,15 +307,14 @@ def _inner(node: Filter) -> tuple[Filter, ...]:
 
 
 def _ranged(filters: Iterable[Filter]) -> list[tuple[str, ...]]:
-    """Of each branch of the disjunctive normal form, the properties in a range, in order; alike ones once.
+    """Of each branch of the disjunctive normal form, the properties (or the key) in a range; alike ones once.
 
     Stops at :data:`MAX_COMPONENTS` branches: no engine runs a query of more.
     """
     branches: dict[tuple[str, ...], None] = {(): None}
     for each in filters:
         if type(each) is PropertyFilter:
-            ranged = each.op in _RANGES and each.name != KEY_PROPERTY
-            options: list[tuple[str, ...]] = [(each.name,)] if ranged else [()]
+            options: list[tuple[str, ...]] = [(each.name,)] if each.op in _RANGES else [()]
         elif type(each) is And:
             options = _ranged(_inner(each))
         else:
@@ -571,13 +570,15 @@ class Query:
             if order.name == KEY_PROPERTY:
                 return tuple(full.values())
         branches = self._branches() if self.projection or not self.orders else []
+        shared = [name for name in branches[0] if all(name in branch for branch in branches)] if branches else []
+        ranged = [name for name in shared if name != KEY_PROPERTY]
         implied: list[str] = []
-        if not self.orders and branches:
-            shared = set(branches[0]).intersection(*branches)
-            implied += [name for name in branches[0] if name in shared][:1]
+        if not self.orders and ranged:
+            implied = ranged[:1]
+        elif not self.orders and shared:
+            return (Order(KEY_PROPERTY),)
         if self.projection:
-            implied += [name for branch in branches for name in branch]
-            implied += [*sorted(self.distinct_names), *sorted(self.projection)]
+            implied += [*ranged, *sorted(self.distinct_names), *sorted(self.projection)]
         for name in (*implied, KEY_PROPERTY):
             full.setdefault(name, Order(name))
         return tuple(full.values())

@@ -77,20 +77,14 @@ class Record(NamedTuple):
     payload: bytes
 
 
-class Row(NamedTuple):
-    """One row of a scan.
+Row = tuple[bytes, int, int | None, bytes | None]
+"""One row of a scan: ``row, tail, version, payload``.
 
-    ``row`` are the ordered bytes (in ``Space.ENTITY`` the encoded key), ``tail`` the integer stored with an
-    index row (0 for entities); ``version`` and ``payload`` are the entity's, if it was joined (None if not).
-    The lowest 20 bits of ``tail`` are the length of the encoded key that ends ``row``; the rest belongs to
-    the engine (bit 20: the entity has several rows in this index).
-    """
-
-    row: bytes
-    tail: int
-    version: int | None
-    payload: bytes | None
-
+``row`` are the ordered bytes (in ``Space.ENTITY`` the encoded key), ``tail`` the integer stored with an index row
+(0 for entities); ``version`` and ``payload`` are the entity's, if it was joined (None if not; the version always
+in the entity space). The lowest 20 bits of ``tail`` are the length of the encoded key that ends ``row``; the rest
+belongs to the engine (bit 20: the entity has several rows in this index). A plain tuple: scans make many.
+"""
 
 TAIL_KEY_MASK = (1 << 20) - 1
 TAIL_MULTI = 1 << 20
@@ -210,9 +204,7 @@ class RowStore(ABC):
         """Records by encoded key, all of one moment."""
 
     @abstractmethod
-    async def scan(
-        self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False
-    ) -> RowScan:
+    async def scan(self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False) -> RowScan:
         """At most ``limit`` rows of a span from its lower (``reverse``: upper) end.
 
         Index rows are joined with their entities if ``with_entities``; entity rows carry version and

@@ -130,7 +130,7 @@ def encode_key(key: Key) -> bytes:
             else:
                 parts.append(b"\x10" + _escape(id_or_name.encode()))  # type: ignore[union-attr]
         encoded = b"".join(parts)
-        object.__setattr__(key, "_encoded", encoded)
+        key._encoded = encoded
     return encoded
 
 
@@ -139,10 +139,18 @@ def decode_key(data: bytes) -> Key:
 
     :raises CorruptDataError: if they are none
     """
-    key, end = _decode_key(data, 0, len(data))
-    if end != len(data):
+    size = len(data)
+    if data[:2] == b"\x00\x00" and size > 4:  # the default partition; one element is all most keys have
+        end = data.find(0, 2)
+        if end > 0 and data[end + 1] == size - end - 2 <= 8:
+            pair = (decode_text(data[2:end]), int.from_bytes(data[end + 2 :], "big"))
+            key = Key._make("", "", (pair,))
+            key._encoded = data
+            return key
+    key, end = _decode_key(data, 0, size)
+    if end != size:
         raise CorruptDataError(f"not an encoded key: {data[:80].hex()}")
-    object.__setattr__(key, "_encoded", data)
+    key._encoded = data
     return key
 
 

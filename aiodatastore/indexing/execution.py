@@ -11,7 +11,8 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import NeedIndexError
@@ -31,14 +32,12 @@ _PROBE = 2000
 
 _FIRST_PAGE, _LAST_PAGE = 64, 512
 
+_tail = itemgetter(1)
 
-class Item(NamedTuple):
-    """A result on its way: position, encoded key, types of its components, and the entity if it was read."""
 
-    position: bytes
-    key: bytes
-    types: int
-    record: Record | None
+Item = tuple[bytes, bytes, int, int, bytes | None]
+"""A result on its way: position, encoded key, types of its components, and version and payload of the entity, if
+it was read (else 0 and None)."""
 
 
 @dataclass(slots=True)
@@ -85,10 +84,10 @@ class _Context:
         """Whether a position is not before the start."""
         return position > self.start or (self.inclusive and position == self.start)
 
-    def positions(self, key: bytes, record: Record) -> list[bytes]:
+    def positions(self, key: bytes, version: int, payload: bytes) -> list[bytes]:
         """Where an entity stands in the results."""
         found = decode_key(key)
-        entity = self.serializer.loads(found, record.payload, record.version)
+        entity = self.serializer.loads(found, payload, version)
         return self.query.positions(found, indexed_values(entity))
 
 
@@ -119,6 +118,8 @@ class _Rows:
         ]
         self._plain = all(part is None for part in self._layout)
         self.complete = access.count == len(plan.orders)
+        # Ascending keys below components that are stored as asked: the position is the row.
+        self.is_position = self._plain and self.complete and not query.key_descending and not access.backward
         self._orders = plan.orders
         self._seek(context.start)
 
@@ -149,7 +150,7 @@ class _Rows:
 
     def components(self, row: Rest) -> bytes:
         """The leading part of a row's positions: all order components that the row or a constant gives."""
-        own = row.rest[: -(row.tail & TAIL_KEY_MASK)]
+        own = row[0][: -(row[1] & TAIL_KEY_MASK)]
         if self.access.backward:
             own = invert(own)
         if self._plain:
@@ -169,30 +170,36 @@ class _Rows:
                 break
         return b"".join(parts)
 
-    async def fetch(self, limit: int) -> list[tuple[Rest, bytes]]:
-        """Rows whose key is in the branch's range, each with its key."""
+    async def fetch(self, limit: int) -> list[Rest]:
+        """Rows whose key is in the branch's range."""
         lo, hi = self.branch.key_lo, self.branch.key_hi
         while True:
             rows = await self.rows.fetch(limit)
             if not rows:
                 return []
-            found = [(row, row.rest[-(row.tail & TAIL_KEY_MASK) :]) for row in rows]
             if self.access.key_filter:
-                found = [pair for pair in found if lo <= pair[1] < hi]
-            if found:
-                return found
+                rows = [row for row in rows if lo <= row[0][-(row[1] & TAIL_KEY_MASK) :] < hi]
+                if not rows:
+                    continue
+            return rows
 
-    async def records(self, pairs: Sequence[tuple[Rest, bytes]]) -> list[Record | None]:
-        """The entities of rows: those joined already, the others in one read."""
-        found: list[Record | None] = [
-            Record(row.version, row.payload) if row.payload is not None and row.version is not None else None
-            for row, _ in pairs
-        ]
-        missing = [place for place, record in enumerate(found) if record is None]
+    async def with_entities(self, rows: Sequence[Rest]) -> list[tuple[Rest, bytes, int, bytes]]:
+        """Rows with their keys and entities: those joined already, the others in one read; less the absent."""
+        keys = [rest[-(tail & TAIL_KEY_MASK) :] for rest, tail, _, _ in rows]
+        missing = [place for place, row in enumerate(rows) if row[3] is None]
+        read: dict[int, Record | None] = {}
         if missing:
-            records = await self._reader.read(self._step, [pairs[place][1] for place in missing])
-            for place, record in zip(missing, records, strict=True):
-                found[place] = record
+            records = await self._reader.read(self._step, [keys[place] for place in missing])
+            read = dict(zip(missing, records, strict=True))
+        found: list[tuple[Rest, bytes, int, bytes]] = []
+        for place, row in enumerate(rows):
+            version, payload = row[2], row[3]
+            if payload is None:
+                record = read[place]
+                if record is None:
+                    continue
+                version, payload = record
+            found.append((row, keys[place], version or 0, payload))
         return found
 
 
@@ -216,37 +223,47 @@ class _ExactStage(_Stage):
         )
 
     async def fetch(self, limit: int) -> list[Item]:
-        context, source = self._context, self._rows
-        key_part = context.query.key_part
-        ordered = bool(context.query.orders)
         while True:
-            pairs = await source.fetch(limit)
-            if not pairs:
+            rows = await self._rows.fetch(limit)
+            if not rows:
                 return []
-            items: list[Item] = []
-            doubtful: list[tuple[int, tuple[Rest, bytes]]] = []
-            for pair in pairs:
-                row, key = pair
-                position = source.components(row) + key_part(key) if ordered else key_part(key)
-                if self._verify and row.tail & TAIL_MULTI:
-                    doubtful.append((len(items), pair))
-                types = self._types(row.tail) if self._places and row.tail >> ALTERNATE_SHIFT else 0
-                record = None
-                if row.payload is not None and row.version is not None:
-                    record = Record(row.version, row.payload)
-                items.append(Item(position, key, types, record))
-            if doubtful:
-                records = await source.records([pair for _, pair in doubtful])
-                drop = set()
-                for (place, (_, key)), record in zip(doubtful, records, strict=True):
-                    item = items[place]
-                    if record is None or item.position not in context.positions(key, record):
-                        drop.add(place)
-                    else:
-                        items[place] = item._replace(record=record)
-                items = [item for place, item in enumerate(items) if place not in drop]
-            if items:
-                return items
+            items = self._items(rows)
+            if self._verify and max(map(_tail, rows)) >= TAIL_MULTI:
+                items = await self._verified(rows, items)
+                if not items:
+                    continue
+            return items
+
+    def _items(self, rows: Sequence[Rest]) -> list[Item]:
+        if self._places:
+            types = [self._types(row[1]) if row[1] >> ALTERNATE_SHIFT else 0 for row in rows]
+        else:
+            types = [0] * len(rows)
+        if self._rows.is_position:
+            return [
+                (rest + b"\x00", rest[-(tail & TAIL_KEY_MASK) :], kinds, version or 0, payload)
+                for (rest, tail, version, payload), kinds in zip(rows, types, strict=True)
+            ]
+        key_part, components = self._context.query.key_part, self._rows.components
+        keys = [rest[-(tail & TAIL_KEY_MASK) :] for rest, tail, _, _ in rows]
+        return [
+            (components(row) + key_part(key), key, kinds, row[2] or 0, row[3])
+            for row, key, kinds in zip(rows, keys, types, strict=True)
+        ]
+
+    async def _verified(self, rows: Sequence[Rest], items: list[Item]) -> list[Item]:
+        """Less the items of entities with several rows that are results elsewhere."""
+        doubtful = [place for place, row in enumerate(rows) if row[1] & TAIL_MULTI]
+        keep: dict[int, Item] = {}
+        found = await self._rows.with_entities([rows[place] for place in doubtful])
+        places = {id(rows[place]): place for place in doubtful}
+        for row, key, version, payload in found:
+            place = places[id(row)]
+            position, _, types, _, _ = items[place]
+            if position in self._context.positions(key, version, payload):
+                keep[place] = (position, key, types, version, payload)
+        dropped = set(doubtful) - keep.keys()
+        return [keep.get(place, item) for place, item in enumerate(items) if place not in dropped]
 
     def _types(self, tail: int) -> int:
         types = 0
@@ -274,23 +291,19 @@ class _RefineStage(_Stage):
         out: list[Item] = []
         while True:
             # Few of these rows may be results: read more of them than are wanted.
-            pairs = await source.fetch(max(limit, _FIRST_PAGE))
-            if not pairs:
+            rows = await source.fetch(max(limit, _FIRST_PAGE))
+            if not rows:
                 return out + self._sorter.drain()
-            records = await source.records(pairs)
-            for pair, record in zip(pairs, records, strict=True):
-                if record is None:
-                    continue
-                row, key = pair
+            for row, key, version, payload in await source.with_entities(rows):
                 prefix = source.components(row)
                 if self._sorts and prefix != self._group:
                     out += self._sorter.drain()
                     self._group = prefix
                 if not self._sorts:
                     prefix += context.query.key_part(key)
-                for position in context.positions(key, record):
+                for position in context.positions(key, version, payload):
                     if position.startswith(prefix) and context.started(position):
-                        item = Item(position, key, 0, record)
+                        item = (position, key, 0, version, payload)
                         if self._sorts:
                             self._sorter.add(item)
                             if self._sorter.full:
@@ -315,7 +328,7 @@ class _Sorter:
 
     def add(self, item: Item) -> None:
         items, keep = self._items, self._context.keep
-        items[item.position] = item
+        items[item[0]] = item
         if keep is not None and len(items) >= 2 * keep + _FIRST_PAGE:
             self._items = {position: items[position] for position in heapq.nsmallest(keep, items)}
 
@@ -355,18 +368,17 @@ class _SortStage(_Stage):
         sorter = _Sorter(context)
         read = 0
         most = _PROBE if context.keep is not None else context.sort_budget
-        while pairs := await source.fetch(_LAST_PAGE):
-            read += len(pairs)
+        while rows := await source.fetch(_LAST_PAGE):
+            read += len(rows)
             if read > most or sorter.full:
                 step.detail = f"given up after {read} rows"
                 access = _access_step(self._step.add("filter", "rows in order"), plan.ordered)
-                self._instead = _RefineStage(context, plan, access)
+                self._instead = (_ExactStage if plan.ordered.exact else _RefineStage)(context, plan, access)
                 return
-            for (_, key), record in zip(pairs, await source.records(pairs), strict=True):
-                if record is not None:
-                    for position in context.positions(key, record):
-                        if context.started(position):
-                            sorter.add(Item(position, key, 0, record))
+            for _, key, version, payload in await source.with_entities(rows):
+                for position in context.positions(key, version, payload):
+                    if context.started(position):
+                        sorter.add((position, key, 0, version, payload))
         self._sorted = sorter.drain()
 
 
@@ -391,30 +403,22 @@ class _UnionStage(_Stage):
                 return []
             # Whatever is not after the last item of any buffer can't be preceded by what was not fetched yet.
             safe = min(
-                (
-                    buffer[-1].position
-                    for place, buffer in enumerate(self._buffers)
-                    if buffer and not self._ended[place]
-                ),
-                default=max(buffer[-1].position for buffer in live),
+                (buffer[-1][0] for place, buffer in enumerate(self._buffers) if buffer and not self._ended[place]),
+                default=max(buffer[-1][0] for buffer in live),
             )
             last: Item | None = None
-            for item in heapq.merge(*live, key=_position):
-                if item.position > safe:
+            for item in heapq.merge(*live, key=itemgetter(0)):
+                if item[0] > safe:
                     break
-                if last is not None and last.position == item.position:
-                    if last.record is None and item.record is not None:
+                if last is not None and last[0] == item[0]:
+                    if last[4] is None and item[4] is not None:
                         out[-1] = last = item
                     continue
                 out.append(item)
                 last = item
             for place, buffer in enumerate(self._buffers):
-                self._buffers[place] = [item for item in buffer if item.position > safe]
+                self._buffers[place] = [item for item in buffer if item[0] > safe]
         return out
-
-
-def _position(item: Item) -> bytes:
-    return item.position
 
 
 def _access_step(parent: Step, access: Access) -> Step:
@@ -446,8 +450,10 @@ class QueryRun:
         self._page_size = page_size
         self._next_page = page_size or _FIRST_PAGE
         self._pending: list[Item] = []
+        self._ended = False
         self._keys_only = query.query.only_keys
         self._distinct_seen: bytes | None = None
+        self._held: Item | None = None
         if query.distinct and bounds.start and not bounds.inclusive:
             self._distinct_seen = bounds.start[: query.prefix_end(bounds.start, query.distinct)]
         keep = None if bounds.limit is None or query.distinct else bounds.limit + bounds.skip
@@ -471,17 +477,17 @@ class QueryRun:
         self._read_step = self.root.add("fetch", "entities by key") if self._context.join else self.root
 
     def _stage(self, plan: BranchPlan, parent: Step) -> _Stage:
-        if plan.ordered.exact:
-            return _ExactStage(self._context, plan, _access_step(parent, plan.ordered))
         if plan.filtered is not None:
             return _SortStage(self._context, plan, parent)
+        if plan.ordered.exact:
+            return _ExactStage(self._context, plan, _access_step(parent, plan.ordered))
         detail = "and sort equal ones" if plan.ordered.count < len(plan.orders) else ""
         return _RefineStage(self._context, plan, _access_step(parent.add("filter", detail), plan.ordered))
 
     @property
     def finished(self) -> bool:
-        """Whether no item can follow."""
-        return self.bounds.limit == 0
+        """Whether no item can follow, and nothing has yet to be skipped."""
+        return self._ended or (self.bounds.limit == 0 and not self.bounds.skip)
 
     async def next_items(self) -> tuple[list[Item], int]:
         """The next items (none at the end), with their entities where results are entities; and how many the
@@ -493,22 +499,22 @@ class QueryRun:
         if self._page_size is None:
             self._next_page = min(_LAST_PAGE, size * 2)
         want = size if bounds.limit is None else min(bounds.limit, size if self._page_size else _LAST_PAGE)
-        while len(out) < want and not self.finished:
+        while (len(out) < want or bounds.skip) and not self.finished:
             if not self._pending:
                 self._pending = await self._fetch(want - len(out) + min(bounds.skip, _LAST_PAGE))
                 if not self._pending:
-                    bounds.limit = 0
+                    self._ended = True
                     break
             if bounds.skip:
                 passed = self._pending[: bounds.skip]
                 self._pending = self._pending[bounds.skip :]
                 bounds.skip -= len(passed)
                 skipped += len(passed)
-                bounds.move(passed[-1].position)
+                bounds.move(passed[-1][0])
                 continue
             taken = self._pending[: want - len(out)]
             self._pending = self._pending[len(taken) :]
-            bounds.move(taken[-1].position)
+            bounds.move(taken[-1][0])
             if self._context.join:
                 taken = await self._with_entities(taken)
             out += taken
@@ -521,64 +527,72 @@ class QueryRun:
         bounds = self.bounds
         while True:
             items = await self._source.fetch(limit)
+            if items and bounds.end is not None and items[-1][0] >= bounds.end:
+                items = [item for item in items if bounds.before_end(item[0])]
             if not items:
-                return []
-            if bounds.end is not None and items[-1].position >= bounds.end:
-                items = [item for item in items if bounds.before_end(item.position)]
-                if not items:
-                    return []
+                held, self._held = self._held, None
+                return [held] if held is not None and self.query.mirrored else []
             if self.query.distinct:
                 items = self._distinct(items)
             if items:
                 return items
 
     def _distinct(self, items: list[Item]) -> list[Item]:
+        """The first of equal ones: the last, where the query is read from its end."""
         query = self.query
         out = []
         for item in items:
-            prefix = item.position[: query.prefix_end(item.position, query.distinct)]
+            prefix = item[0][: query.prefix_end(item[0], query.distinct)]
             if prefix != self._distinct_seen:
-                out.append(item)
+                if query.mirrored and self._held is not None:
+                    out.append(self._held)
+                elif not query.mirrored:
+                    out.append(item)
                 self._distinct_seen = prefix
+            self._held = item
         return out
 
     async def _with_entities(self, items: list[Item]) -> list[Item]:
-        missing = [place for place, item in enumerate(items) if item.record is None]
+        missing = [place for place, item in enumerate(items) if item[4] is None]
         if not missing:
             return items
-        records = await self.reader.read(self._read_step, [items[place].key for place in missing])
+        records = await self.reader.read(self._read_step, [items[place][1] for place in missing])
         found: list[Item | None] = list(items)
         for place, record in zip(missing, records, strict=True):
-            item = items[place]
+            position, key, types, _, _ = items[place]
             found[place] = None
-            if record is not None and self._still(item, record):
-                found[place] = item._replace(record=record)
+            if record is not None and self._still(position, key, record):
+                found[place] = (position, key, types, record.version, record.payload)
         return [item for item in found if item is not None]
 
-    def _still(self, item: Item, record: Record) -> bool:
+    def _still(self, position: bytes, key: bytes, record: Record) -> bool:
         """Whether an entity read after its index row is still the result it was."""
         if self.reader.version is not None and record.version <= self.reader.version:
             return True
-        return item.position in self._context.positions(item.key, record)
+        return position in self._context.positions(key, record.version, record.payload)
 
     async def entities(self, items: list[Item]) -> list[Entity]:
         """The whole entities of items, whatever the query's results are; less those gone meanwhile."""
+        loads = self._serializer.loads
         return [
-            self._serializer.loads(decode_key(item.key), item.record.payload, item.record.version)
-            for item in await self._with_entities(items)
-            if item.record is not None
+            loads(decode_key(key), payload, version)
+            for _, key, _, version, payload in await self._with_entities(items)
+            if payload is not None
         ]
 
-    def result(self, item: Item) -> Any:
-        """What the caller gets for an item: an entity, a key, or a projected entity."""
-        key = decode_key(item.key)
+    def results(self, items: list[Item]) -> list[Any]:
+        """What the caller gets for items: entities, keys, or projected entities."""
         if self._keys_only:
-            return key
+            return [decode_key(item[1]) for item in items]
         if not self.query.projection:
-            assert item.record is not None
-            return self._serializer.loads(key, item.record.payload, item.record.version)
-        if item.record is not None:
-            entity: Entity = self._serializer.loads(key, item.record.payload, item.record.version)
-            return self.query.projected(key, item.position, item.record.version, types_of(indexed_values(entity)))
-        types = item.types
-        return self.query.projected(key, item.position, 0, lambda place, _name, _value: bool(types >> place & 1))
+            loads = self._serializer.loads
+            return [loads(decode_key(key), payload or b"", version) for _, key, _, version, payload in items]
+        return [self._projected(item) for item in items]
+
+    def _projected(self, item: Item) -> Entity:
+        position, encoded, types, version, payload = item
+        key = decode_key(encoded)
+        if payload is not None:
+            entity = self._serializer.loads(key, payload, version)
+            return self.query.projected(key, position, version, types_of(indexed_values(entity)))
+        return self.query.projected(key, position, 0, lambda place, _name, _value: bool(types >> place & 1))

@@ -129,7 +129,8 @@ class NormalQuery:
     ``orders`` are the components before the key, ``trailing`` (only in a projection that is ordered by
     ``__key__``) those after it. ``distinct`` is how many leading components results must differ in; 0: no
     ``distinct``. ``once``: an entity (in a merged projection: an entity with equal projected values) is a result
-    only where it comes first, though several rows may lead to it.
+    only where it comes first, though several rows may lead to it. ``mirrored``: the query is read backwards from a
+    cursor of its reverse, so an entity stands where it did there: what comes last is what came first.
     """
 
     __slots__ = (
@@ -137,6 +138,7 @@ class NormalQuery:
         "components",
         "distinct",
         "key_descending",
+        "mirrored",
         "once",
         "orders",
         "projection",
@@ -154,6 +156,7 @@ class NormalQuery:
         distinct: int,
         *,
         merged: bool,
+        mirrored: bool,
     ) -> None:
         self.query = query
         self.branches = branches
@@ -163,6 +166,7 @@ class NormalQuery:
         self.key_descending = key_descending
         self.projection = query.projection
         self.distinct = distinct
+        self.mirrored = mirrored
         projected = set(query.projection)
         self.once = not projected or (merged and any(order.name not in projected for order in self.components))
 
@@ -225,16 +229,16 @@ class NormalQuery:
                     found.add(self.position(combination, encoded))
             else:
                 best = [
-                    max(candidates) if order.descending else min(candidates)
+                    max(candidates) if order.descending != self.mirrored else min(candidates)
                     for order, candidates in zip(self.components, choices, strict=True)
                 ]
                 found.add(self.position(best, encoded))
         if len(found) < 2 or not self.once:
             return sorted(found)
         first: dict[tuple[bytes, ...], bytes] = {}
-        for position in sorted(found):
+        for position in sorted(found, reverse=self.mirrored):
             first.setdefault(self._projected_part(position), position)
-        return list(first.values())
+        return sorted(first.values())
 
     def _projected_part(self, position: bytes) -> tuple[bytes, ...]:
         components, _ = self.split(position)
@@ -375,7 +379,7 @@ def _branches(query: Query) -> Iterator[tuple[Query, list[_Condition]]]:
 
 
 def normalize(query: Query) -> NormalQuery:
-    """Bring a query into normal form.
+    """Bring a query into normal form. A start or end cursor of the reversed query makes it ``mirrored``.
 
     :raises BadFilterError: if it comes to more than :data:`MAX_BRANCHES` branches
     """
@@ -400,6 +404,8 @@ def normalize(query: Query) -> NormalQuery:
         inequality = _shared_inequality(expanded, branches)
         if inequality is not None:
             orders[inequality] = False
+        elif all(any(name == KEY and op is not Op.EQ for name, op, _ in part) for _, part in expanded):
+            implied = trailing  # the key is the inequality property
     if query.projection and branches:
         ranged = [name for name in branches[0].ranges if all(name in branch.ranges for branch in branches)]
         for name in (*ranged, *sorted(query.distinct_names), *sorted(query.projection)):
@@ -414,8 +420,12 @@ def normalize(query: Query) -> NormalQuery:
             break
         wanted.discard(component.name)
         distinct += 1
+    cursors = [cursor for cursor in (query.start_cursor, query.end_cursor) if cursor is not None and cursor.position]
+    mirrored = any(cursor.inverted != key_descending for cursor in cursors)
     live = tuple(branch for branch in branches if not branch.empty)
-    return NormalQuery(query, live, effective, after_key, key_descending, distinct, merged=len(expanded) > 1)
+    return NormalQuery(
+        query, live, effective, after_key, key_descending, distinct, merged=len(expanded) > 1, mirrored=mirrored
+    )
 
 
 def _is_constant(name: str, branches: list[Branch]) -> bool:

@@ -26,7 +26,7 @@ class SpanPlan:
     """Rows that begin with ``prefix``: what remains of them is order components and the key.
 
     ``covers`` are the equalities it satisfies. ``places`` says which component of the index (for the types in
-    a row's tail) each order component is.
+    a row's tail) each order component is; ``by_ancestor``: all its rows are the ancestor's.
     """
 
     space: Space
@@ -34,6 +34,7 @@ class SpanPlan:
     label: str
     covers: frozenset[tuple[str, bytes]] = frozenset()
     places: tuple[int, ...] = ()
+    by_ancestor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class BranchPlan:
-    """How to read one branch: ``filtered`` is None where ``ordered`` is exact or the only way."""
+    """How to read one branch: ``filtered`` is None where ``ordered`` is as good or the only way."""
 
     branch: Branch
     orders: tuple[OrderBy, ...]
@@ -77,7 +78,8 @@ def plan_branch(query: NormalQuery, branch: Branch, composites: Sequence[Composi
             return BranchPlan(branch, orders, by_key)
         return BranchPlan(branch, orders, by_key, _by_range(branch))
     ordered = _by_orders(query, branch, orders, wanted, composites)
-    if ordered.exact:
+    whole_kind = _key_is_bounded(branch) and not any(span.by_ancestor for span in ordered.spans)
+    if ordered.exact and not whole_kind:
         return BranchPlan(branch, orders, ordered)
     filtered = None
     if branch.equals or _key_is_bounded(branch):
@@ -156,7 +158,8 @@ def _composite_span(
     names = ", ".join(f"-{name}" if direction == "desc" else name for name, direction in index.properties)
     owner = " by ancestor" if definition.ancestor else ""
     places = tuple(range(equalities, len(index.properties)))
-    return SpanPlan(Space.INDEX, prefix, f"{branch.kind}({names}){owner}", frozenset(covers), places)
+    label = f"{branch.kind}({names}){owner}"
+    return SpanPlan(Space.INDEX, prefix, label, frozenset(covers), places, definition.ancestor)
 
 
 def _by_range(branch: Branch) -> Access:

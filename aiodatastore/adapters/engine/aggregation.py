@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from aiodatastore.adapters.base import AggregateResult, Aggregation, RunOptions
 from aiodatastore.errors import BadArgumentError, DatastoreError
+from aiodatastore.indexing.aggregates import Number, RunningSum, single_number
 from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_key, decode_value, encode_partition
 from aiodatastore.indexing.execution import QueryRun
 from aiodatastore.indexing.explain import Step
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan
-from aiodatastore.indexing.rows import ALTERNATE_SHIFT, IndexedValues, indexed_values
+from aiodatastore.indexing.rows import ALTERNATE_SHIFT, indexed_values
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
 from aiodatastore.rowstore import TAIL_MULTI
@@ -29,27 +30,6 @@ __all__ = ["aggregate"]
 _AFTER = b"\xff"
 _STREAMED_COUNT = 1000
 """Up to this limit counting stops at the limit instead of counting the whole span."""
-
-Number = int | float
-
-
-class _Sum:
-    """A running sum and how many numbers it has."""
-
-    __slots__ = ("count", "total")
-
-    def __init__(self) -> None:
-        self.total: Number = 0
-        self.count = 0
-
-    def add(self, value: Number) -> None:
-        self.total += value
-        self.count += 1
-
-    def value(self, function: str) -> Number | None:
-        if function == "sum":
-            return self.total
-        return self.total / self.count if self.count else None
 
 
 async def aggregate(
@@ -124,6 +104,7 @@ async def _count_span(query: Query, normal: NormalQuery, plans: Sequence[BranchP
     if (
         len(plans) > 1
         or not access.exact
+        or plan.filtered is not None
         or len(access.spans) > 1
         or query.projection
         or query.start_cursor
@@ -145,7 +126,7 @@ async def _count_span(query: Query, normal: NormalQuery, plans: Sequence[BranchP
 # -------------------------------------------------------------------------------------- sum and avg
 
 
-async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: Aggregation) -> _Sum | None:
+async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: Aggregation) -> RunningSum | None:
     """Sum one property from the rows of an index that has it; None where no plan allows."""
     function, name = item
     if function == "count" or query.max_results is not None or query.skip or query.projection:
@@ -160,15 +141,15 @@ async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: 
         return None  # a property with an equality filter can't be projected
     if [order.name for order in normal.components] != [name] or not all(plan.ordered.exact for plan in plans):
         return None
-    total = _Sum()
+    total = RunningSum()
     if not plans:
         return total
-    if len(plans) == 1 and len(plans[0].ordered.spans) == 1:
+    if len(plans) == 1 and len(plans[0].ordered.spans) == 1 and not plans[0].ordered.backward:
         return await _sum_span(adapter, plans[0], reader, total)
     return None
 
 
-async def _sum_span(adapter: EngineAdapter, plan: BranchPlan, reader: Reader, total: _Sum) -> _Sum:
+async def _sum_span(adapter: EngineAdapter, plan: BranchPlan, reader: Reader, total: RunningSum) -> RunningSum:
     """Sum over the rows of one span: only the numbers of it are read."""
     access = plan.ordered
     span = access.spans[0]
@@ -203,7 +184,7 @@ async def _add_single(
     doubtful: Sequence[bytes],
     rows: Sequence[tuple[bytes, int, int | None, bytes | None]],
     plan: BranchPlan,
-    total: _Sum,
+    total: RunningSum,
 ) -> None:
     lengths = {row: tail & 0xFFFFF for row, tail, _, _ in rows}
     keys = [row[-lengths[row] :] for row in doubtful]
@@ -216,25 +197,12 @@ async def _add_single(
                 total.add(number)
 
 
-def single_number(values: IndexedValues, name: str) -> Number | None:
-    """The property's value, if it has exactly one and that is a number."""
-    found = values.get(name)
-    if found is None or len(found) != 1:
-        return None
-    for value, alternate in found.items():
-        tag = value[0]
-        if not alternate and (TAG_ZERO - 8 <= tag <= TAG_ZERO + 8 or tag == TAG_FLOAT):
-            number: Number = decode_value(value)
-            return number
-    return None
-
-
 async def _by_entities(
     adapter: EngineAdapter, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
     normal, plans = adapter.plan(query)
-    sums = [_Sum() for _ in aggregations]
+    sums = [RunningSum() for _ in aggregations]
     results = 0
     if plans:
         run = _run(adapter, query, normal, plans, reader)

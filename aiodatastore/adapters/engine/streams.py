@@ -66,12 +66,8 @@ class EngineStream(ResultStream):
         run = self._run
         items, skipped = await run.next_items()
         self._done = run.finished
-        result = run.result
-        return self._page(
-            [result(item) for item in items],
-            [item.position for item in items] if self._options.positions else [],
-            skipped,
-        )
+        positions = [item[0] for item in items] if self._options.positions else []
+        return self._page(run.results(items), positions, skipped)
 
     def _positions(self, positions: list[bytes]) -> list[bytes] | None:
         return positions if self._options.positions else None
