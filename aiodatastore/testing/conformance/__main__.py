@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import anyio
@@ -38,6 +39,8 @@ def main(corpus_dir: str, url: str, only: tuple[str, ...], backend: str) -> None
             click.echo(line)
         return report.ok
 
+    # Suggestions of indexes: hundreds of queries here run without theirs.
+    logging.getLogger("aiodatastore").setLevel(logging.ERROR)
     try:
         passed = anyio.run(run, backend=backend)
     except DatastoreError as exc:

@@ -282,7 +282,8 @@ async def _projected(ds: Datastore, world: Sequence[Record]) -> Entity:
         entity = decode_entity(data)
         for name in entity.keys() - entity.unindexed:
             query = ds.query(entity.kind, namespace=entity.key.namespace).project(name)
-            if (found := await query.first()) is not None:
+            found: Entity | None = await query.first()
+            if found is not None:
                 return found
     raise MismatchError("nothing is left to project")
 

@@ -239,11 +239,13 @@ class _Run:
         if api == "plain":
             return await function(*args)
         if api == "NonTransactional":
-            return await self.ds.non_transactional(**options)(function)(*args)
+            pause: Any = self.ds.non_transactional(**options)
+            return await pause(function)(*args)
         if api == "Transactional":
             if options.pop("require_new", False):
                 options["propagation"] = "NESTED"
-            return await self.ds.transactional(**_options(options))(function)(*args)
+            decorate: Any = self.ds.transactional(**_options(options))
+            return await decorate(function)(*args)
         if api == "RunInReadOnlyTransaction":
             options["read_only"] = True
         if api == "RunInTransactionCustomRetries":
