@@ -1,0 +1,64 @@
+# Nothing here needs root or a system package but Python 3.11 or newer and make.
+#
+#   make demo     import the world's cities, query them, change them in contended transactions
+#   make test     run the test suite
+#   make help     the rest
+#
+# PYTHON=/path/to/python picks the interpreter that .venv is made with.
+
+PYTHON ?=
+BIN := .venv/bin
+OTHER_VERSIONS := 3.11 3.12 3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-all serve test test-others test-all lint format docs bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+setup: .venv/.has-dev ## Create .venv with all that development needs
+
+.venv/.has-dev: pyproject.toml
+	@.ci/setup .venv dev "$(PYTHON)"
+
+# Whoever only wants to see the demo need not wait for the tools of development.
+.venv/.has-demo: pyproject.toml
+	@test -e .venv/.has-dev -a ! pyproject.toml -nt .venv/.has-dev || .ci/setup .venv demo "$(PYTHON)"
+
+demo: .venv/.has-demo ## Run the demo: 34,000 cities into SQLite, queries, pages, transactions
+	@$(BIN)/python -m examples.cities
+
+demo-all: .venv/.has-demo ## Run the demo with all 234,908 cities
+	@$(BIN)/python -m examples.cities --all
+
+serve: setup ## Run the example web service on http://127.0.0.1:8000
+	@$(BIN)/uvicorn examples.service.app:app
+
+test: setup ## Run the test suite; ARGS="-k cursor" narrows it
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-others: setup ## Run the test suite on the other Pythons (3.11 to 3.13) that are installed
+	@for version in $(OTHER_VERSIONS); do \
+		if ! $(BIN)/python --version | grep -q "Python $$version\."; then .ci/test-version $$version $(ARGS) || exit 1; fi; \
+	done
+
+test-all: test test-others ## Both
+
+lint: setup ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## Format the source
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: setup ## Build the documentation into build/site
+	@$(BIN)/mkdocs build --strict --site-dir build/site
+
+bench: setup ## Run the benchmarks
+	@$(BIN)/python -m benchmarks
+
+clean: ## Remove what the other targets made
+	rm -rf .venv .venv-3.* build dist site .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Complete programs on aiodatastore; each is tested like the library."""
