@@ -755,9 +755,9 @@ _OPENING = "is being opened"
 
 
 def _adapter_for(url: str, options: Mapping[str, Any]) -> Adapter:
-    from aiodatastore.adapters.registry import adapter_for
+    from aiodatastore.adapters.registry import adapter_from_url
 
-    return adapter_for(url, **options)
+    return adapter_from_url(url, **options)
 
 
 def _completed(key: Key, ident: int) -> Key:
