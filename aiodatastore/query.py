@@ -810,12 +810,12 @@ class Query:
         for leaf in leaves:
             if leaf.op in _RANGES and leaf.name not in wanted:
                 raise BadRequestError(f"{leaf.name!r} has an inequality, so distinct must be on it, too")
-        for order in dict.fromkeys(self.orders):
+        for name in dict.fromkeys(order.name for order in self.orders):
             if not wanted:
                 break
-            if order.name not in wanted:
-                raise BadRequestError(f"orders must begin with what the query is distinct on, before {order.name!r}")
-            wanted.remove(order.name)
+            if name not in wanted:
+                raise BadRequestError(f"orders must begin with what the query is distinct on, before {name!r}")
+            wanted.remove(name)
 
     # -------------------------------------------------------------------------------------- comparisons
 
