@@ -43,6 +43,7 @@ from aiodatastore.txn import (
     Propagation,
     Transaction,
     TransactionContext,
+    check_options,
     current_frame,
     decorated,
     open_datastores,
@@ -654,6 +655,8 @@ class Datastore:
 
         With or without arguments, which are those of :meth:`run_in_transaction`.
         """
+
+        check_options(retries, timeout, propagation)
 
         def decorate(wrapped: Callable[..., Any]) -> Callable[..., Any]:
             return decorated(

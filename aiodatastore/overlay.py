@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from aiodatastore.adapters.base import Aggregation, Page, ResultStream, RunOptions
-from aiodatastore.indexing.aggregates import single_number
 from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
+from aiodatastore.indexing.aggregates import single_number
 from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery, normalize
 from aiodatastore.indexing.rows import indexed_values

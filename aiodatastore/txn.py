@@ -992,11 +992,10 @@ class TransactionContext:
                 return False
             if transaction._parent is not None:
                 return _is_rollback(exc) and not transaction._view.doomed
-            if not transaction._view.doomed:
-                if _is_rollback(exc):
-                    return True
-                if not await transaction._is_stale():
-                    return False
+            if _is_rollback(exc):
+                return True
+            if not transaction._view.doomed and not await transaction._is_stale():
+                return False
             if isinstance(exc, TransactionFailedError) and transaction._view.doomed:
                 return False
             raise _conflict(transaction._view.contended) from exc
@@ -1049,6 +1048,14 @@ def check_async(function: Any) -> None:
         raise BadArgumentError(f"expected an async function (async def without yield), got {function!r:.120}")
 
 
+def check_options(retries: int, timeout: float | None, propagation: Propagation) -> None:
+    """:raises BadArgumentError: if an option of a decorator is not one"""
+    check_retries(retries)
+    check_timeout(timeout)
+    if not isinstance(propagation, Propagation):
+        raise BadArgumentError(f"propagation: expected a Propagation, got {propagation!r:.80}")
+
+
 def decorated(
     function: Callable[..., Any],
     find: Callable[[], Datastore],
@@ -1060,10 +1067,6 @@ def decorated(
 ) -> Callable[..., Any]:
     """``function``, run in a transaction of the datastore that ``find`` finds when it is called."""
     check_async(function)
-    check_retries(retries)
-    check_timeout(timeout)
-    if not isinstance(propagation, Propagation):
-        raise BadArgumentError(f"propagation: expected a Propagation, got {propagation!r:.80}")
 
     @functools.wraps(function)
     async def in_transaction(*args: Any, **kwargs: Any) -> Any:
@@ -1132,6 +1135,8 @@ def transactional(
     ...     task["done"] = True
     ...     await ds.put(task)
     """
+
+    check_options(retries, timeout, propagation)
 
     def decorate(wrapped: Callable[..., Any]) -> Callable[..., Any]:
         return decorated(
