@@ -194,20 +194,20 @@ class MemoryRowStore(RowStore):
         rows = self._rows.slice(lo, hi, limit, reverse=reverse)
         tails = self._tails
         if not with_entities:
-            return RowScan([Row(row, tails[row], None, None) for row in rows], self._version)
+            return RowScan([(row, tails[row], None, None) for row in rows], self._version)
         get, absent = self._records.get, (None, None)
         out: list[Row] = []
         for row in rows:
             tail = tails[row]
             version, payload = get(row[len(row) - (tail & TAIL_KEY_MASK) :], absent)
-            out.append(Row(row, tail, version, payload))
+            out.append((row, tail, version, payload))
         return RowScan(out, self._version)
 
     def _entity_rows(self, keys: list[bytes], with_entities: bool) -> list[Row]:
         records = self._records
         if with_entities:
-            return [Row(key, 0, *records[key]) for key in keys]
-        return [Row(key, 0, records[key].version, None) for key in keys]
+            return [(key, 0, *records[key]) for key in keys]
+        return [(key, 0, records[key].version, None) for key in keys]
 
     async def count(self, span: Span) -> SpanCount:
         self._check_open()

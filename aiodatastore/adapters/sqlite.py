@@ -55,7 +55,7 @@ from aiodatastore.errors import (
 try:
     import resource
 except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]  # there it is only ever compared with None
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from aiodatastore.adapters.engine import EngineAdapter
@@ -77,9 +77,10 @@ INLINE_COUNT: Final = 4096
 so each stays under a millisecond; handing the work to a thread and back costs 120 µs (170 µs under trio)."""
 
 SLOW_S: Final = 0.005
-"""An inline read that took longer, and waited for the disk, sends reads through threads for ten times as long as it took."""
+"""An inline read that waited longer for the disk sends reads through threads for ten times as long as it took."""
 
 _READERS = 4
+_SHARE = 10
 _TURN_AWAY_S = 2.0
 
 _SCHEMA = """
@@ -135,8 +136,8 @@ class SQLiteRowStore(RowStore):
       per changed row. Unchanged index rows of an overwritten entity are not touched.
 
     Blocking work runs in threads, except small reads (at most 256 keys, 256 rows, 4096 rows counted): warm they take
-    less than a trip to a thread and back. ``inline_reads="auto"``: when such a read took more than
-    5 ms because the disk had to be read (cold cache), reads go through threads for ten times as long as it took. ``True``: always
+    less than a trip to a thread and back. ``inline_reads="auto"``: when such a read took more than 5 ms because the
+    disk had to be read (cold cache), reads go through threads for ten times as long as it took. ``True``: always
     inline; ``False``: never.
 
     ``checkpoint_mb``: the WAL is written back into the file when it has grown by this much; readers that never pause
@@ -427,7 +428,7 @@ class SQLiteRowStore(RowStore):
         if end - start > SLOW_S and self._inline_reads == "auto":
             blocks, self._blocks = self._blocks, _blocks_read()
             if blocks != self._blocks:  # else it was a busy machine, and waiting for a thread would be slower yet
-                self._inline_from = end + min(10 * (end - start), _TURN_AWAY_S)
+                self._inline_from = end + min(_SHARE * (end - start), _TURN_AWAY_S)
 
     # ---------------------------------------------------------------------------------------- writes
 
@@ -558,9 +559,9 @@ def _rows(
         if len(part) < wanted:
             break
         if reverse:
-            hi = part[-1].row
+            hi = part[-1][0]
         else:
-            lo = part[-1].row + b"\0"
+            lo = part[-1][0] + b"\0"
     return rows
 
 
@@ -568,7 +569,7 @@ def _fetch(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]
     """The rows of a query with columns a, b, c, d."""
     if threaded:
         return _unpack(connection, query, parameters)
-    return list(map(Row._make, connection.execute(query, parameters).fetchall()))
+    return connection.execute(query, parameters).fetchall()
 
 
 def _unpack(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[Row]:
@@ -586,9 +587,9 @@ def _unpack(connection: sqlite3.Connection, query: str, parameters: Sequence[Any
     ):
         name, i = names[i : i + length], i + length
         if size < 0:
-            rows.append(Row(name, tail, version or None, None))
+            rows.append((name, tail, version or None, None))
         else:
-            rows.append(Row(name, tail, version, payloads[j : j + size]))
+            rows.append((name, tail, version, payloads[j : j + size]))
             j += size
     return rows
 
@@ -700,7 +701,7 @@ class _BatchRun:
         rows = _rows(self._connection, span, check.count + 1, False, False, self._threaded)
         if len(rows) != check.count:
             return False
-        return span_digest(((row.row, row.version) for row in rows), check.space) == check.digest
+        return span_digest([(row[0], row[2]) for row in rows], check.space) == check.digest
 
     def _flush(self) -> None:
         """Write what the commits so far have changed."""
@@ -735,9 +736,10 @@ class _BatchRun:
 
 def _blocks_read() -> int:
     """How many blocks this thread has waited for a disk to read; always another number where unknown."""
-    if resource is None:
+    try:
+        return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_inblock
+    except AttributeError:
         return time.perf_counter_ns()
-    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_inblock
 
 
 class _Call:

@@ -24,9 +24,7 @@ ALL_KEYS = Span(Space.ENTITY, b"", b"\xff" * 8)
 def rows_of(key: bytes, payload: bytes) -> Mapping[bytes, int]:
     """The index rows of a payload such as ``b"red,*blue"``; a star makes one of several."""
     names = [name for name in payload.split(b",") if name]
-    return {
-        name.lstrip(b"*") + b"|" + key: len(key) | (TAIL_MULTI if name.startswith(b"*") else 0) for name in names
-    }
+    return {name.lstrip(b"*") + b"|" + key: len(key) | (TAIL_MULTI if name.startswith(b"*") else 0) for name in names}
 
 
 def entity(key: bytes, payload: bytes) -> RowPut:
@@ -44,17 +42,17 @@ async def commit(store: RowStore, *commits: RowCommit, fence: tuple[bytes, int] 
 async def seen(store: RowStore, span: Span) -> SpanCheck:
     """What a transaction that scanned a span checks at its commit."""
     scan = await store.scan(span, 10_000)
-    digest = span_digest(((row.row, row.version) for row in scan.rows), span.space)
+    digest = span_digest([(row, version) for row, _, version, _ in scan.rows], span.space)
     return SpanCheck(span.space, span.lo, span.hi, len(scan.rows), digest)
 
 
 async def index_rows(store: RowStore) -> dict[bytes, int]:
-    return {row.row: row.tail for row in (await store.scan(ALL_ROWS, 100_000)).rows}
+    return {row: tail for row, tail, _, _ in (await store.scan(ALL_ROWS, 100_000)).rows}
 
 
 async def entities(store: RowStore) -> dict[bytes, tuple[int | None, bytes | None]]:
     scan = await store.scan(ALL_KEYS, 100_000, with_entities=True)
-    return {row.row: (row.version, row.payload) for row in scan.rows}
+    return {row: (version, payload) for row, _, version, payload in scan.rows}
 
 
 def versions(outcomes: Iterable[RowOutcome]) -> list[int | None]:

@@ -13,7 +13,6 @@ from aiodatastore.adapters.base import (
     EXISTS,
     TAIL_MULTI,
     Capability,
-    Row,
     RowBatch,
     RowCommit,
     RowPut,
@@ -69,16 +68,18 @@ async def test_many_keys_in_one_read(store: RowStore, count: int) -> None:
 
 
 async def test_awkward_bytes_keep_their_order_and_content(store: RowStore) -> None:
-    keys = sorted([b"\0", b"\0\0", b"\0\xff", b"a", b"a\0", b"a\0b", b"ab", b"\xfe", b"\xff", "ключ".encode(), b"k" * 3000])
+    keys = sorted(
+        [b"\0", b"\0\0", b"\0\xff", b"a", b"a\0", b"a\0b", b"ab", b"\xfe", b"\xff", "ключ".encode(), b"k" * 3000]
+    )
     payload = b"\0,\xff,*\x80\0,'\"%,\xc3\x28"
     await commit(store, puts(*[(key, payload) for key in keys]))
     scan = await store.scan(Span(Space.ENTITY, b"", b"\xff\xff"), 1000, with_entities=True)
-    assert scan.rows == [Row(key, 0, 1, payload) for key in keys]
+    assert scan.rows == [(key, 0, 1, payload) for key in keys]
     expected = {row: tail for key in keys for row, tail in rows_of(key, payload).items()}
     for limit in (256, 1000):
         rows = (await store.scan(index(b"", b"\xff" * 9), limit, with_entities=True)).rows
-        assert [(row.row, row.tail) for row in rows] == sorted(expected.items())
-        assert {row.payload for row in rows} == {payload}
+        assert [row[:2] for row in rows] == sorted(expected.items())
+        assert {row[3] for row in rows} == {payload}
 
 
 async def test_payloads_of_every_size(store: RowStore) -> None:
@@ -86,15 +87,15 @@ async def test_payloads_of_every_size(store: RowStore) -> None:
     commits = RowCommit(puts=[RowPut(b"k%07d" % size, b"\0" * size, {}) for size in sizes])
     await commit(store, commits)
     rows = (await store.scan(ALL_KEYS, 300, with_entities=True)).rows
-    assert [len(row.payload or b"") for row in rows] == sizes
-    assert all(row.payload is not None for row in rows)
-    assert (await store.scan(ALL_KEYS, 300)).rows[0] == Row(b"k0000000", 0, 1, None)
+    assert [len(row[3] or b"") for row in rows] == sizes
+    assert all(row[3] is not None for row in rows)
+    assert (await store.scan(ALL_KEYS, 300)).rows[0] == (b"k0000000", 0, 1, None)
 
 
 async def test_only_empty_payloads(store: RowStore) -> None:
     await commit(store, RowCommit(puts=[RowPut(b"a", b"", {b"i|a": 1})]))
     for limit in (10, 1000):
-        assert (await store.scan(ALL_ROWS, limit, with_entities=True)).rows == [Row(b"i|a", 1, 1, b"")]
+        assert (await store.scan(ALL_ROWS, limit, with_entities=True)).rows == [(b"i|a", 1, 1, b"")]
 
 
 # ------------------------------------------------------------------------------------------------ scans
@@ -108,11 +109,11 @@ async def test_scans_end_at_the_limit_or_the_span(store: RowStore, limit: int, r
     span = index(b"x|0100", b"x|1100")
     expected = (every[::-1] if reverse else every)[:limit]
     bare = await store.scan(span, limit, reverse=reverse)
-    assert bare.rows == [Row(row, 4, None, None) for row in expected]
+    assert bare.rows == [(row, 4, None, None) for row in expected]
     joined = await store.scan(span, limit, reverse=reverse, with_entities=True)
-    assert joined.rows == [Row(row, 4, 1, b"x") for row in expected]
+    assert joined.rows == [(row, 4, 1, b"x") for row in expected]
     keys = await store.scan(Span(Space.ENTITY, b"0100", b"1100"), limit, reverse=reverse)
-    assert keys.rows == [Row(row[2:], 0, 1, None) for row in expected]
+    assert keys.rows == [(row[2:], 0, 1, None) for row in expected]
 
 
 async def test_an_empty_or_inverted_span_has_no_rows(store: RowStore) -> None:
@@ -127,7 +128,7 @@ async def test_rows_whose_entity_is_absent_are_shown_without(store: RowStore) ->
     await commit(store, puts((b"a", b"x")), RowCommit(index_puts={b"x|gone": 4}))
     for limit in (10, 1000):
         rows = (await store.scan(ALL_ROWS, limit, with_entities=True)).rows
-        assert rows == [Row(b"x|a", 1, 1, b"x"), Row(b"x|gone", 4, None, None)]
+        assert rows == [(b"x|a", 1, 1, b"x"), (b"x|gone", 4, None, None)]
 
 
 async def test_count_tells_rows_and_multi_rows(store: RowStore) -> None:
@@ -346,12 +347,12 @@ async def test_closed_stores_refuse(store: RowStore) -> None:
         lambda: store.scan(ALL_ROWS, 1),
         lambda: store.count(ALL_ROWS),
         lambda: store.allocate(b"s", 1),
-        lambda: store.sizes(),
+        store.sizes,
         lambda: commit(store, puts((b"b", b"x"))),
         lambda: commit(store, RowCommit(checks=[(b"a", 1)])),
     ):
         with pytest.raises(StoreClosedError):
-            await call()  # type: ignore[no-untyped-call]
+            await call()
     if Capability.INLINE_READS in store.capabilities:
         with pytest.raises(StoreClosedError):
             store.read_now([b"a"])
@@ -386,9 +387,9 @@ async def test_reads_beside_commits_see_one_moment(store: RowStore) -> None:
             records, version = await store.read([b"a", b"b"])
             assert sorted(record.payload for record in records if record) == [b"", b"token"]
             scan = await store.scan(ALL_KEYS, 1000, with_entities=True)
-            assert sorted(row.payload or b"" for row in scan.rows) == [b"", b"token"]
-            assert {row.version for row in scan.rows} == {scan.version}
-            assert (await store.scan(index(b"token", b"token~"), 10)).rows[0].row[-1:] in (b"a", b"b")
+            assert sorted(row[3] or b"" for row in scan.rows) == [b"", b"token"]
+            assert {row[2] for row in scan.rows} == {scan.version}
+            assert (await store.scan(index(b"token", b"token~"), 10)).rows[0][0][-1:] in (b"a", b"b")
             assert (await store.count(ALL_ROWS)).rows == 1
             assert last <= version <= scan.version
             last = scan.version
@@ -506,6 +507,6 @@ async def test_random_commits_agree_with_a_model(store: RowStore, seed: int) -> 
         limit, reverse = rng.randint(1, 30), rng.random() < 0.5
         scan = await store.scan(index(lo, hi), limit, reverse=reverse, with_entities=True)
         assert scan.rows == [
-            Row(name, model.rows[name], *model.entities[name.split(b"|")[-1]])
+            (name, model.rows[name], *model.entities[name.split(b"|")[-1]])
             for name in (inside[::-1] if reverse else inside)[:limit]
         ]
