@@ -178,10 +178,12 @@ class _View:
         for span in spans:
             place = (span.space, span.lo, span.hi)
             earlier = self.spans.get(place)
-            if earlier is not None and earlier.digest is not None:
-                if earlier.count != span.count or span.digest not in (None, earlier.digest):
+            if earlier is not None:
+                # One of the two may be a count alone: then only the numbers can be compared.
+                differ = None not in (earlier.digest, span.digest) and earlier.digest != span.digest
+                if differ or earlier.count != span.count:
                     raise self.doom(())
-            else:
+            if earlier is None or earlier.digest is None:
                 self.spans[place] = span
         self.since = max(self.since, since)
         self.until = min(self.until, until)
