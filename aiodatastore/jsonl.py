@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import binascii
 import math
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ import msgspec
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadValueError, DatastoreError, FormatVersionError
-from aiodatastore.key import Key
+from aiodatastore.key import MAX_PATH_ELEMENTS, Key
 from aiodatastore.values import Blob, GeoPoint, Text
 
 __all__ = [
@@ -230,13 +231,38 @@ def _load_tagged(tag: str, content: Any, name: str) -> Any:
         raise BadValueError(f"{name}: {content!r:.80} is no {tag}: {exc}") from exc
 
 
+_LAST = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,99}):(?:([1-9][0-9]{0,17})|([A-Za-z_][A-Za-z0-9_.-]{0,99}))")
+_MAX_PARENTS = 10_000
+_parents: dict[str, Key] = {}
+"""Keys by their readable form, less the last element: a file names the same few, line after line."""
+
+
 def _load_key(given: Any) -> Key:
     if not isinstance(given, str):
         raise BadValueError(f"expected a key like '/Kind:id_or_name', got {given!r:.80}")
+    above, _, last = given.rpartition("/")
+    match = _LAST.fullmatch(last) if "/" in above else None
     try:
-        return Key.from_string(given)
+        if match is None:
+            return Key.from_string(given)
+        parent = _parents.get(above)
+        if parent is None:
+            parent = _parent(above)
+        if not parent.is_complete or len(parent.pairs) >= MAX_PATH_ELEMENTS:
+            return Key.from_string(given)  # which says what is wrong
     except DatastoreError as exc:
         raise BadValueError(str(exc)) from exc
+    kind, number, name = match.groups()
+    pair = (kind, int(number) if number else name)
+    return Key._make(parent.project, parent.namespace, (*parent.pairs, pair))
+
+
+def _parent(text: str) -> Key:
+    parent = Key.from_string(text)
+    if len(_parents) >= _MAX_PARENTS:
+        _parents.clear()
+    _parents[text] = parent
+    return parent
 
 
 def _load_float(given: Any) -> float:

@@ -196,38 +196,41 @@ async def _delete(url: str, definitions: list[IndexDefinition], numbers: tuple[i
 
 @indexes.command(
     "suggest",
+    short_help="Which indexes a query, or a log, needs.",
     epilog="""\
 \b
 Examples:
   aiodatastore indexes suggest Item --filter 'tags = new' --order -price
-  aiodatastore indexes suggest Item --filter 'tags = new' --order -price --url sqlite:///shop.db
-  aiodatastore indexes suggest --log server.log --url sqlite:///shop.db
+  aiodatastore indexes suggest sqlite:///shop.db Item --filter 'tags = new' --order -price
+  aiodatastore indexes suggest sqlite:///shop.db --log server.log
 """,
 )
-@click.argument("kind", required=False)
+@click.argument("where", nargs=-1, metavar="[URL] [KIND]")
 @query_options
 @click.option(
     "--log",
     type=click.File("r", encoding="utf-8", errors="replace"),
     help="A log that names missing indexes (- is standard input).",
 )
-@click.option("--url", help="The store whose indexes are taken into account.")
 @click.option("--minimal", is_flag=True, help="The smallest that helps together with those defined.")
 @json_option
-def suggest(kind: str | None, log: Any, url: str | None, minimal: bool, as_json: bool, **options: Any) -> int:
+def suggest(where: tuple[str, ...], log: Any, minimal: bool, as_json: bool, **options: Any) -> int:
     """Which indexes a query needs: entries of an index.yaml, or nothing.
 
-    The query is given as for `query`; or --log takes all that NeedIndexErrors and warnings in a log name.
+    The query is given as for `query`; with a URL, the indexes of that store are taken into account. Or --log
+    takes all that NeedIndexErrors and warnings in a log name.
     """
-    if (kind is None) == (log is None):
-        raise click.UsageError("give either a KIND and its query, or --log")
+    urls = [text for text in where if "://" in text]
+    kinds = [text for text in where if "://" not in text]
+    if len(urls) > 1 or len(kinds) != (log is None):
+        raise click.UsageError("give either a KIND and its query, or --log; and at most one URL before")
     defined: list[IndexDefinition] = []
-    if url is not None:
-        defined = [info.definition for info in run(_list, url) if info.state is IndexState.SERVING]
+    if urls:
+        defined = [info.definition for info in run(_list, urls[0]) if info.state is IndexState.SERVING]
     if log is not None:
         found = [d for d in _from_log(log.read()) if d not in defined]
     else:
-        query: Query = QueryOptions.read(**options).apply(Query(kind))
+        query: Query = QueryOptions.read(**options).apply(Query(kinds[0]))
         found = [small if minimal else whole for whole, small in missing_indexes(query, defined)]
     if as_json:
         print_json([{"kind": d.kind, "ancestor": d.ancestor, "properties": d.properties} for d in found])

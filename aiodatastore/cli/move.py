@@ -37,12 +37,16 @@ def _selection(command: Any) -> Any:
 
 @app.command(
     "import",
+    short_help="Put the entities of a file of JSON lines.",
     epilog="""\
 \b
-A line is one entity; `export` writes them, and docs/transfer shows every type:
+A line is one entity, as `export` writes them:
   {"key": "/Person:ada", "properties": {"name": "Ada", "born": 1815}, "unindexed": ["name"]}
   {"key": "/Person:ada/Task", "properties": {"due": {"$datetime": "2024-01-01T00:00:00Z"}}}
-A key that ends with a kind gets an id.
+A key that ends with a kind gets an id. 1 is an int, 1.0 a float; types that JSON has not are
+  {"$datetime": "2024-01-01T00:00:00Z"}  {"$key": "/Person:ada"}  {"$point": [51.5, -0.12]}
+  {"$bytes": "AAEC"}  {"$blob": "AAEC"}  {"$text": "..."}  {"$float": "nan"}
+  {"$entity": {"key": "/E", "properties": {}}}  {"$dict": {"$": "a dict with such a name"}}
 
 \b
 Examples:
@@ -91,6 +95,7 @@ async def _import(url: str, file: str, **options: Any) -> TransferReport:
 
 @app.command(
     "export",
+    short_help="Write entities to a file of JSON lines.",
     epilog="""\
 \b
 Examples:
@@ -139,6 +144,7 @@ async def _export(url: str, file: str, **options: Any) -> TransferReport:
 
 @app.command(
     "copy",
+    short_help="Copy the entities of one store into another.",
     epilog="""\
 \b
 Examples:

@@ -27,6 +27,7 @@ TABLE_LIMIT = 100
 
 
 @app.command(
+    short_help="Find entities of a kind, or of all kinds.",
     epilog=VALUES_HELP
     + """
 \b
@@ -38,7 +39,7 @@ Examples:
   aiodatastore query sqlite:///shop.db Item --project tags --distinct
   aiodatastore query sqlite:///shop.db Item --order price --explain
   aiodatastore query sqlite:///shop.db Item --json | jq .properties.price
-"""
+""",
 )
 @click.argument("url")
 @click.argument("kind", required=False)
@@ -125,12 +126,13 @@ async def _table(found: Any, limit: int | None, *, everything: bool) -> None:
 
 
 @app.command(
+    short_help="Show the entities of some keys.",
     epilog="""\
 \b
 Examples:
   aiodatastore get sqlite:///people.db /Person:ada
   aiodatastore get sqlite:///people.db /Person:ada /Person:bob --json
-"""
+""",
 )
 @click.argument("url")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)

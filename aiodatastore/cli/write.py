@@ -22,6 +22,7 @@ BATCH = 500
 
 
 @app.command(
+    short_help="Put one entity, or JSON lines from standard input.",
     epilog=VALUES_HELP
     + """
 \b
@@ -30,7 +31,7 @@ Examples:
   aiodatastore put sqlite:///people.db /Person:ada/Task title='Note G'     (gets an id)
   aiodatastore put sqlite:///people.db /Person:ada died=1852 --merge
   echo '{"key": "/Person:bob", "properties": {"name": "Bob"}}' | aiodatastore put sqlite:///people.db
-"""
+""",
 )
 @click.argument("url")
 @click.argument("key", required=False)
@@ -107,13 +108,14 @@ async def _merge(store: Any, given: Entity) -> Key:
 
 
 @app.command(
+    short_help="Delete entities: those of some keys, or all of a kind.",
     epilog="""\
 \b
 Examples:
   aiodatastore delete sqlite:///people.db /Person:ada /Person:bob
   aiodatastore delete sqlite:///people.db --kind Task --filter 'done = true'
   aiodatastore delete sqlite:///people.db --kind Session --yes
-"""
+""",
 )
 @click.argument("url")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -88,13 +86,10 @@ def test_wrong_usage_is_short(run: Run, url: str) -> None:
         assert result.out == ""
 
 
-def test_bench_without_and_with_the_benchmarks(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "benchmarks", None)
-    assert "in a checkout" in run("bench", url, code=1).err
-    called = []
-    module = types.ModuleType("benchmarks.cli")
-    module.run_url = lambda url, *arguments: called.append((url, arguments))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "benchmarks", types.ModuleType("benchmarks"))
-    monkeypatch.setitem(sys.modules, "benchmarks.cli", module)
-    run("bench", url, "--tiny")
-    assert called == [(url, ("--tiny",))]
+def test_bench(run: Run, url: str) -> None:
+    before = run("stats", url, "--json").json["kinds"]
+    result = run("bench", url, "--size", "tiny", "--only", "get")
+    assert "Get by key" in result.out
+    assert run("stats", url, "--json").json["kinds"] == before
+    assert "Usage: aiodatastore bench" in run("bench", "--help").out
+    assert "No such option" in run("bench", url, "--nonsense", code=2).err

@@ -22,7 +22,7 @@ def test_suggest_build_list_delete(run: Run, url: str, tmp_path: Path) -> None:
     assert listed.rows[0][:3] == ["number", "index", "state"]
     assert listed.rows[1][1:3] == ["Person(tags, -born)", "SERVING"]
     assert run("indexes", "list", url, "--yaml").out == f"indexes:\n\n{YAML}"
-    result = run("indexes", "suggest", *QUERY, "--url", url)
+    result = run("indexes", "suggest", url, *QUERY)
     assert (result.out, result.err) == ("", "no index is missing\n")
     assert "would be served by" not in run("query", url, *QUERY, "--explain").out
     assert run("check", url).err == "indexes and entities agree\n"
@@ -33,7 +33,7 @@ def test_suggest_build_list_delete(run: Run, url: str, tmp_path: Path) -> None:
 
 def test_suggest_minimal(run: Run, url: str) -> None:
     run("indexes", "build", url, "--index", "Person tags -born")
-    query = (*QUERY, "-f", "name = Ada", "--url", url)
+    query = (url, *QUERY, "-f", "name = Ada")
     assert [d["properties"][0][0] for d in run("indexes", "suggest", *query, "--json").json] == ["name"]
     assert len(run("indexes", "suggest", *query, "--json").json[0]["properties"]) == 3
     assert run("indexes", "suggest", *query, "--minimal", "--json").json == [
@@ -61,7 +61,7 @@ def test_suggest_from_a_log(run: Run, url: str, tmp_path: Path) -> None:
     result = run("indexes", "suggest", "--log", log)
     assert result.out == f"{YAML}\n{YAML.replace('Person', 'Other')}"
     run("indexes", "build", url, "--index", "Other tags -born")
-    assert run("indexes", "suggest", "--log", log, "--url", url).out == YAML
+    assert run("indexes", "suggest", url, "--log", log).out == YAML
     assert run("indexes", "suggest", "--log", "-", stdin=log.read_text()).out == result.out
 
 
@@ -80,7 +80,8 @@ def test_build_from_standard_input_and_of_an_ancestor(run: Run, url: str) -> Non
 
 
 def test_wrong_usage(run: Run, url: str, tmp_path: Path) -> None:
-    assert "either a KIND" in run("indexes", "suggest", code=2).err
+    for wrong in ([], [url], [url, "A", "--log", "-"], ["A", "B"], [url, url, "A"]):
+        assert "either a KIND" in run("indexes", "suggest", *wrong, code=2).err
     assert "say which" in run("indexes", "delete", url, code=2).err
     assert "no such index" in run("indexes", "delete", url, "--number", "7", code=1).err
     assert "no such index" in run("indexes", "delete", url, "--index", "A x", code=1).err

@@ -227,3 +227,26 @@ def test_any_entity_comes_back(properties: dict[str, Any]) -> None:
     line = dump_entity(entity)
     assert b"\n" not in line
     assert _shape(load_line(line)) == _shape(entity)
+
+
+_ELEMENTS = st.tuples(
+    _NAMES | st.sampled_from(["Country", "City", "_x"]),
+    st.integers(1, 2**63 - 1) | _NAMES | st.sampled_from(["ada", "a.b-c", "5", "10", "_", "A:1"]),
+)
+
+
+@given(st.lists(_ELEMENTS, min_size=1, max_size=3), st.sampled_from(["", "n"]), st.sampled_from(["", "p"]))
+def test_any_key_comes_back(elements: list[tuple[str, int | str]], namespace: str, project: str) -> None:
+    """Most keys of a file take a shorter way than ``Key.from_string``; it must lead to the same."""
+    key = Key(*(part for element in elements for part in element), namespace=namespace, project=project)
+    for wanted in (key, key.child("Task"), key.child("Task", 7), key.child("Task", "x")):
+        loaded = load_line(dump_entity(Entity(wanted)))
+        assert isinstance(loaded, Entity)
+        assert loaded.key == wanted
+
+
+def test_long_and_incomplete_paths_are_refused_as_keys_are() -> None:
+    deep = "/A:1" * 101
+    for wrong in (deep, "/A/B:1", "/A:0/B:1", "/A:1/B:0", "/A:1/B:", "/A:1//B:1", "x y/A:1/B:1"):
+        with pytest.raises(BadValueError, match=r"key|element|no id"):
+            load_line(json.dumps({"key": wrong, "properties": {}}))
