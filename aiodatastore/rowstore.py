@@ -10,7 +10,8 @@ import enum
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = [
@@ -120,38 +121,32 @@ class SpanCount(NamedTuple):
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class RowPut:
-    """Write an entity row and exactly these index rows (row → tail) for it.
-
-    ``bare`` writes leave index rows alone: the index builder uses it to touch what has no payload change.
-    """
+class RowPut(NamedTuple):
+    """Write an entity row and exactly these index rows (row → tail) for it."""
 
     key: bytes
     payload: bytes
     rows: Mapping[bytes, int]
 
 
-@dataclass(frozen=True, slots=True)
-class RowCommit:
+class RowCommit(NamedTuple):
     """One atomic transaction on bytes.
 
-    ``checks``: (key, version) as in :class:`Commit`. ``puts`` and ``deletes`` together name a key at most
-    once. ``index_puts`` / ``index_deletes`` change index rows without touching their entity (building and
-    deleting composite indexes).
+    ``checks``: (key, version), where the version may be 0 (absent) or :data:`EXISTS`. ``puts`` and ``deletes``
+    together name a key at most once. ``index_puts`` / ``index_deletes`` change index rows without touching their
+    entity (building and deleting composite indexes).
     """
 
     checks: Sequence[tuple[bytes, int]] = ()
     spans: Sequence[SpanCheck] = ()
     puts: Sequence[RowPut] = ()
     deletes: Sequence[bytes] = ()
-    index_puts: Mapping[bytes, int] = field(default_factory=dict)
+    index_puts: Mapping[bytes, int] = MappingProxyType({})
     index_deletes: Sequence[bytes] = ()
     token: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class RowBatch:
+class RowBatch(NamedTuple):
     """Transactions to apply in order, in one round trip.
 
     ``old_rows(key, payload)`` gives the index rows of a stored entity, which the engine must remove (or
@@ -164,8 +159,7 @@ class RowBatch:
     fence: tuple[bytes, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RowOutcome:
+class RowOutcome(NamedTuple):
     """``version`` after the commit, or None and what failed: (key, actual version) and stale spans."""
 
     version: int | None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from aiodatastore.adapters import registry
 from aiodatastore.adapters.base import (
@@ -115,12 +115,8 @@ class SortedBytes:
         yield chunks[i][a:b][::-1]
 
 
-class _Undo(NamedTuple):
-    """What one write changed, to take it back: the record and the tails that were there before."""
-
-    key: bytes | None
-    record: Record | None
-    tails: list[tuple[bytes, int | None]]
+_Undo = tuple[bytes | None, Record | None, list[tuple[bytes, int | None]]]
+"""What one write changed, to take it back: the key, the record and the tails that were there before."""
 
 
 def _closed(*_: Any) -> Any:
@@ -178,12 +174,11 @@ class MemoryRowStore(RowStore):
         self._clear()
 
     def read_now(self, keys: Sequence[bytes]) -> list[Record | None]:
-        get = self._get
-        return [get(key) for key in keys]
+        return list(map(self._get, keys))
 
     async def read(self, keys: Sequence[bytes]) -> RowRead:
         self._check_open()
-        return RowRead([self._get(key) for key in keys], self._version)
+        return RowRead(list(map(self._get, keys)), self._version)
 
     async def scan(self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False) -> RowScan:
         self._check_open()
@@ -196,12 +191,13 @@ class MemoryRowStore(RowStore):
         if not with_entities:
             return RowScan([(row, tails[row], None, None) for row in rows], self._version)
         get, absent = self._records.get, (None, None)
-        out: list[Row] = []
-        for row in rows:
-            tail = tails[row]
-            version, payload = get(row[len(row) - (tail & TAIL_KEY_MASK) :], absent)
-            out.append((row, tail, version, payload))
-        return RowScan(out, self._version)
+        return RowScan(
+            [
+                (row, tail := tails[row], (found := get(row[-(tail & TAIL_KEY_MASK) :], absent))[0], found[1])
+                for row in rows
+            ],
+            self._version,
+        )
 
     def _entity_rows(self, keys: list[bytes], with_entities: bool) -> list[Row]:
         records = self._records
@@ -226,8 +222,8 @@ class MemoryRowStore(RowStore):
             return [self._apply(commit, batch.old_rows, undo) for commit in batch.commits]
         except BaseException:
             # old_rows may raise (a damaged payload): a failed batch leaves nothing.
-            for record in reversed(undo):
-                self._take_back(record)
+            for change in reversed(undo):
+                self._take_back(change)
             self._version = version
             raise
 
@@ -253,29 +249,30 @@ class MemoryRowStore(RowStore):
     def _apply(
         self, commit: RowCommit, old_rows: Callable[[bytes, bytes], Mapping[bytes, int]], undo: list[_Undo]
     ) -> RowOutcome:
-        conflicts = self._conflicts(commit.checks)
-        stale = sum(not self._holds(check) for check in commit.spans)
-        if conflicts or stale:
-            return RowOutcome(None, conflicts, stale)
+        if commit.checks or commit.spans:
+            conflicts = self._conflicts(commit.checks)
+            stale = sum(not self._holds(check) for check in commit.spans)
+            if conflicts or stale:
+                return RowOutcome(None, conflicts, stale)
         if not (commit.puts or commit.deletes or commit.index_puts or commit.index_deletes):
             return RowOutcome(self._version)
         self._version = version = self._version + 1
-        for key, payload, rows in [(put.key, put.payload, put.rows) for put in commit.puts]:
+        for put in commit.puts:
+            key = put.key
             old = self._records.get(key)
-            before = {} if old is None else old_rows(key, old.payload)
-            undo.append(_Undo(key, old, self._change_rows(before, rows)))
+            gone = () if old is None else old_rows(key, old.payload).keys() - put.rows.keys()
+            undo.append((key, old, self._change_rows(gone, put.rows)))
             if old is None:
                 self._keys.add(key)
-            self._records[key] = Record(version, payload)
+            self._records[key] = Record(version, put.payload)
         for key in commit.deletes:
             old = self._records.get(key)
             if old is not None:
-                undo.append(_Undo(key, old, self._change_rows(old_rows(key, old.payload), {})))
+                undo.append((key, old, self._change_rows(old_rows(key, old.payload), {})))
                 del self._records[key]
                 self._keys.remove(key)
         if commit.index_puts or commit.index_deletes:
-            before = dict.fromkeys(commit.index_deletes, -1)
-            undo.append(_Undo(None, None, self._change_rows(before, commit.index_puts)))
+            undo.append((None, None, self._change_rows(commit.index_deletes, commit.index_puts)))
         return RowOutcome(version)
 
     def _conflicts(self, checks: Sequence[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
@@ -300,50 +297,67 @@ class MemoryRowStore(RowStore):
             found = span_digest([(row, None) for row in rows], check.space)
         return found == check.digest
 
-    def _change_rows(self, before: Mapping[bytes, int], after: Mapping[bytes, int]) -> list[tuple[bytes, int | None]]:
-        """Remove rows of ``before`` that are not in ``after``, add the others; return what they were."""
+    def _add_rows(self, rows: Mapping[bytes, int]) -> list[tuple[bytes, int | None]]:
+        """Add the rows of a new entity; return what they were (absent, unless an index build was faster)."""
+        tails, add = self._tails, self._rows.add
+        changed: list[tuple[bytes, int | None]] = []
+        for row, tail in rows.items():
+            if row in tails:
+                changed += self._change_rows({}, {row: tail})
+                continue
+            changed.append((row, None))
+            tails[row] = tail
+            add(row)
+            if tail & TAIL_MULTI:
+                self._multi.add(row)
+        return changed
+
+    def _change_rows(self, gone: Iterable[bytes], rows: Mapping[bytes, int]) -> list[tuple[bytes, int | None]]:
+        """Remove some rows, then see that others are there; return what was there before of those that changed."""
         changed: list[tuple[bytes, int | None]] = []
         tails = self._tails
-        for row in before:
-            if row not in after and row in tails:
+        for row in gone:
+            if row in tails:
                 changed.append((row, tails[row]))
                 self._set_row(row, None)
-        for row, tail in after.items():
-            if before.get(row) != tail:
-                old = tails.get(row)
-                if old != tail:
-                    changed.append((row, old))
-                    self._set_row(row, tail)
+        for row, tail in rows.items():
+            old = tails.get(row)
+            if old != tail:
+                changed.append((row, old))
+                self._set_row(row, tail)
         return changed
 
     def _set_row(self, row: bytes, tail: int | None) -> None:
-        old = self._tails.get(row)
+        tails = self._tails
+        old = tails.get(row)
         if tail is None:
-            del self._tails[row]
+            del tails[row]
             self._rows.remove(row)
         else:
-            self._tails[row] = tail
+            tails[row] = tail
             if old is None:
                 self._rows.add(row)
-        was_multi, is_multi = bool((old or 0) & TAIL_MULTI), bool((tail or 0) & TAIL_MULTI)
-        if is_multi and not was_multi:
-            self._multi.add(row)
-        elif was_multi and not is_multi:
-            self._multi.remove(row)
+        is_multi = tail is not None and tail & TAIL_MULTI
+        if is_multi or old is not None:
+            was_multi = old is not None and old & TAIL_MULTI
+            if is_multi and not was_multi:
+                self._multi.add(row)
+            elif was_multi and not is_multi:
+                self._multi.remove(row)
 
     def _take_back(self, undo: _Undo) -> None:
-        for row, tail in reversed(undo.tails):
+        key, record, tails = undo
+        for row, tail in reversed(tails):
             self._set_row(row, tail)
-        key = undo.key
         if key is None:
             return
-        if undo.record is None:
+        if record is None:
             del self._records[key]
             self._keys.remove(key)
         else:
             if key not in self._records:
                 self._keys.add(key)
-            self._records[key] = undo.record
+            self._records[key] = record
 
 
 def from_url(url: str, **options: Any) -> EngineAdapter:

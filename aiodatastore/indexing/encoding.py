@@ -112,6 +112,9 @@ def encode_partition(project: str, namespace: str) -> bytes:
 # --------------------------------------------------------------------------------------------- keys
 
 
+_LENGTHS = [bytes((length,)) for length in range(9)]
+
+
 def encode_key(key: Key) -> bytes:
     """The bytes of a complete key; remembered in the key.
 
@@ -124,7 +127,7 @@ def encode_key(key: Key) -> bytes:
             parts.append(encode_text(kind))
             if type(id_or_name) is int:
                 length = (id_or_name.bit_length() + 7) >> 3
-                parts.append(bytes((length,)) + id_or_name.to_bytes(length, "big"))
+                parts.append(_LENGTHS[length] + id_or_name.to_bytes(length, "big"))
             elif id_or_name is None:
                 raise BadKeyError(f"a complete key is needed, got {key!r}: put() completes it, or give it an id")
             else:
@@ -188,10 +191,13 @@ def _decode_key(data: bytes, pos: int, stop: int) -> tuple[Key, int]:
 # ------------------------------------------------------------------------------------------- values
 
 
+_POSITIVE = [bytes((TAG_ZERO + length,)) for length in range(9)]
+
+
 def _encode_int(value: int) -> bytes:
     if value > 0:
         length = (value.bit_length() + 7) >> 3
-        return bytes((TAG_ZERO + length,)) + value.to_bytes(length, "big")
+        return _POSITIVE[length] + value.to_bytes(length, "big")
     if value == 0:
         return b"\x14"
     value = -value
@@ -217,13 +223,20 @@ def _encode_float(value: float) -> bytes:
     return b"\x40" + _float_bits(value)
 
 
-_ENCODERS: dict[type, Callable[[Any], bytes]] = {
+def _encode_str(value: str) -> bytes:
+    raw = value.encode()
+    if b"\x00" in raw or b"\x01" in raw:
+        return b"\x30" + _escape(raw)
+    return b"\x30%b\x00" % raw
+
+
+ENCODERS: dict[type, Callable[[Any], bytes]] = {
     type(None): lambda value: b"\x05",
     bool: lambda value: b"\x21" if value else b"\x20",
     int: _encode_int,
     datetime: _encode_datetime,
     float: _encode_float,
-    str: lambda value: b"\x30" + _escape(value.encode()),
+    str: _encode_str,
     bytes: lambda value: b"\x30" + _escape(value),
     GeoPoint: lambda value: b"\x50" + _float_bits(value.latitude) + _float_bits(value.longitude),
     Key: lambda value: b"\x60" + encode_key(value) + b"\x00",
@@ -235,7 +248,7 @@ def encode_value(value: Any) -> bytes:
 
     :raises BadValueError: if values of this type are not indexed
     """
-    encoder = _ENCODERS.get(type(value))
+    encoder = ENCODERS.get(type(value))
     if encoder is None:
         raise BadValueError(f"a value of type {type(value).__name__} has no place in an index: {value!r:.200}")
     return encoder(value)

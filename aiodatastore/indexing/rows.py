@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadRequestError
-from aiodatastore.indexing.encoding import encode_key, encode_partition, encode_text, encode_value, invert
+from aiodatastore.indexing.encoding import (
+    ENCODERS,
+    encode_key,
+    encode_partition,
+    encode_text,
+    encode_value,
+    invert,
+)
 from aiodatastore.key import Key
 from aiodatastore.rowstore import TAIL_MULTI
 from aiodatastore.values import Blob, Text
@@ -86,10 +93,9 @@ def kind_prefix(project: str, namespace: str, kind: str) -> bytes:
     return b"\x01" + encode_partition(project, namespace) + encode_text(kind)
 
 
-@lru_cache(maxsize=16384)
 def property_prefix(project: str, namespace: str, kind: str, name: str) -> bytes:
     """What a property index's rows begin with."""
-    return b"\x02" + encode_partition(project, namespace) + encode_text(kind) + encode_text(name)
+    return _prefixes_of(project, namespace, kind)[name]
 
 
 def composite_prefix(index: CompositeIndex, project: str, namespace: str, ancestor: Key | None = None) -> bytes:
@@ -97,6 +103,24 @@ def composite_prefix(index: CompositeIndex, project: str, namespace: str, ancest
     prefix = index.prefix + encode_partition(project, namespace)
     return prefix if ancestor is None else prefix + encode_key(ancestor) + b"\x00"
 
+
+class _Prefixes(dict[str, bytes]):
+    """The property prefixes of one kind, made as they are met."""
+
+    __slots__ = ("_kind",)
+
+    def __init__(self, project: str, namespace: str, kind: str) -> None:
+        super().__init__()
+        self._kind = b"\x02" + encode_partition(project, namespace) + encode_text(kind)
+
+    def __missing__(self, name: str) -> bytes:
+        prefix = self._kind + encode_text(name)
+        if len(self) < 1000:  # kinds whose properties are data must not fill memory
+            self[name] = prefix
+        return prefix
+
+
+_prefixes_of = lru_cache(maxsize=1024)(_Prefixes)
 
 _PLAIN = frozenset((type(None), bool, int, float, str))
 
@@ -111,8 +135,9 @@ def indexed_values(entity: Entity) -> IndexedValues:
     unindexed = entity.unindexed
     for name, value in entity.items():
         if name not in unindexed:
-            if type(value) in _PLAIN and name not in values:
-                values[name] = {encode_value(value): False}
+            kind = type(value)
+            if kind in _PLAIN and name not in values:
+                values[name] = {ENCODERS[kind](value): False}
             else:
                 _collect(values, name, value, unindexed)
     return values
@@ -147,8 +172,9 @@ def index_rows(key: Key, values: IndexedValues, composites: Sequence[CompositeIn
     project, namespace, kind = key.project, key.namespace, key.kind
     rows = {kind_prefix(project, namespace, kind) + encoded: length}
     check_row_count(key, values, composites)
+    prefixes = _prefixes_of(project, namespace, kind)
     for name, found in values.items():
-        prefix = property_prefix(project, namespace, kind, name)
+        prefix = prefixes[name]
         if len(found) == 1:
             for value, alternate in found.items():
                 rows[prefix + value + encoded] = length | 1 << ALTERNATE_SHIFT if alternate else length
@@ -197,8 +223,10 @@ def check_row_count(key: Key, values: IndexedValues, composites: Sequence[Compos
 
     :raises BadRequestError: naming the properties at fault
     """
+    total = sum(map(len, values.values()))
+    if total <= MAX_INDEX_ROWS and not composites:
+        return
     counts: dict[str, int] = {name: len(found) for name, found in values.items()}
-    total = sum(counts.values())
     for index in composites:
         combinations = len(key.pairs) if index.definition.ancestor else 1
         for name, _ in index.properties:

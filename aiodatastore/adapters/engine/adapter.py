@@ -314,19 +314,16 @@ class EngineAdapter(Adapter):
     def _prepare(self, commit: Commit) -> RowCommit:
         puts: list[RowPut] = []
         deletes: list[bytes] = []
+        dumps = self.serializer.dumps
         for write in commit.writes:
             if isinstance(write, Put):
                 entity = write.entity
-                puts.append(RowPut(encode_key(entity.key), self.serializer.dumps(entity), self.entity_rows(entity)))
+                key = entity.key
+                puts.append(RowPut(key._encoded or encode_key(key), dumps(entity), self.entity_rows(entity)))
             else:
                 deletes.append(encode_key(write.key))
-        return RowCommit(
-            checks=[(encode_key(key), version) for key, version in commit.checks.items()],
-            spans=commit.spans,
-            puts=puts,
-            deletes=deletes,
-            token=commit.token,
-        )
+        checks = [(key._encoded or encode_key(key), version) for key, version in commit.checks.items()]
+        return RowCommit(checks, commit.spans, puts, deletes, token=commit.token)
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Encode entities and their index rows and hand them to the store, in one request."""
@@ -335,27 +332,27 @@ class EngineAdapter(Adapter):
             prepared: list[RowCommit] = []
             places: list[int] = []
             catalog = self.catalog
-            since = perf_counter()
+            since = perf_counter() if len(batch) > 1 else 0.0
             for place, commit in enumerate(batch):
                 try:
                     prepared.append(self._prepare(commit))
                     places.append(place)
                 except DatastoreError as exc:
                     outcomes[place] = Outcome(None, error=exc)
-                if len(batch) > 1 and perf_counter() - since > _MAX_HOLD_S:
+                if since and perf_counter() - since > _MAX_HOLD_S:
                     await checkpoint()
                     since = perf_counter()
             if catalog is not self.catalog:
-                continue
+                continue  # an index was made while others ran
             try:
                 fence = (CATALOG_KEY, catalog.version)
                 results = await self.store.commit(RowBatch(prepared, self.old_rows, fence)) if prepared else []
             except StaleFenceError:
                 await self.refresh(force=True)
                 continue
-            for place, result in zip(places, results, strict=True):
-                conflicts = {decode_key(key): version for key, version in result.conflicts}
-                outcomes[place] = Outcome(result.version, conflicts, result.stale_spans)
+            for place, (version, conflicts, stale) in zip(places, results, strict=True):
+                found = {decode_key(key): actual for key, actual in conflicts} if conflicts else {}
+                outcomes[place] = Outcome(version, found, stale)
             return [outcome for outcome in outcomes if outcome is not None]
 
     @staticmethod
