@@ -297,32 +297,23 @@ class MemoryRowStore(RowStore):
             found = span_digest([(row, None) for row in rows], check.space)
         return found == check.digest
 
-    def _add_rows(self, rows: Mapping[bytes, int]) -> list[tuple[bytes, int | None]]:
-        """Add the rows of a new entity; return what they were (absent, unless an index build was faster)."""
-        tails, add = self._tails, self._rows.add
-        changed: list[tuple[bytes, int | None]] = []
-        for row, tail in rows.items():
-            if row in tails:
-                changed += self._change_rows({}, {row: tail})
-                continue
-            changed.append((row, None))
-            tails[row] = tail
-            add(row)
-            if tail & TAIL_MULTI:
-                self._multi.add(row)
-        return changed
-
     def _change_rows(self, gone: Iterable[bytes], rows: Mapping[bytes, int]) -> list[tuple[bytes, int | None]]:
         """Remove some rows, then see that others are there; return what was there before of those that changed."""
         changed: list[tuple[bytes, int | None]] = []
-        tails = self._tails
+        tails, add = self._tails, self._rows.add
         for row in gone:
             if row in tails:
                 changed.append((row, tails[row]))
                 self._set_row(row, None)
         for row, tail in rows.items():
             old = tails.get(row)
-            if old != tail:
+            if old is None:  # nearly always
+                changed.append((row, None))
+                tails[row] = tail
+                add(row)
+                if tail & TAIL_MULTI:
+                    self._multi.add(row)
+            elif old != tail:
                 changed.append((row, old))
                 self._set_row(row, tail)
         return changed
