@@ -3,14 +3,18 @@
 It decides by values and versions of a whole store in a dict and shares no code with the engine or the
 transactions it judges. Each rule in :class:`~.rules.Rule` replaces one of App Engine's decisions by ours; with
 none the outcome is the golden one, with all it is what this library must do.
+
+One thing is left to the store: conflicts are judged by the spans that were scanned, and to answer a query more may
+have been scanned than it shows. Where what it showed is the same, but an entity of its kind under its ancestor is
+not, a conflict is as right as none (App Engine has one), and there is an expectation for either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
@@ -20,16 +24,30 @@ from aiodatastore.testing.conformance.rules import Rule
 from aiodatastore.testing.conformance.surface import build_query
 from aiodatastore.testing.model import Model
 
-__all__ = ["Expectation", "Observation", "RunExpectation", "interpret", "interpret_run"]
+__all__ = [
+    "Choices",
+    "Expectation",
+    "Judged",
+    "Observation",
+    "RunExpectation",
+    "every_choice",
+    "interpret",
+    "interpret_run",
+    "observed_entities",
+    "observed_entity",
+    "observed_results",
+]
 
 Rules = frozenset[Rule]
 Observation = dict[str, Any] | None
 Writes = dict[Key, Entity | None]
+Choices = Sequence[bool]
 
 GROUPS = 1
 GROUPS_XG = 25
 RETRIES = 3
 FALLBACK_ID = 10**15
+MAX_CHOICES = 64
 
 
 class RefusedError(Exception):
@@ -68,6 +86,17 @@ class State:
         for group in {key.root for key in writes} | set(groups):
             self.groups[group] = self.clock
 
+    def searched(self, query: Query) -> dict[Key, int]:
+        """The versions of all that a query may have had to look at."""
+        kind, ancestor = query.kind, query.ancestor
+        return {
+            key: version
+            for key, version in self.versions.items()
+            if (key.project, key.namespace) == (query.project_id, query.namespace)
+            and kind in (None, key.kind)
+            and (ancestor is None or ancestor == key or ancestor.is_ancestor_of(key))
+        }
+
     def shown(self, query: Query, only_count: bool) -> Any:
         """What a query shows of this state: if it changes, whoever saw it must not commit."""
         if only_count:
@@ -91,6 +120,15 @@ def _overlaid(model: Model, writes: Mapping[Key, Entity | None]) -> Model:
 # --------------------------------------------------------------------------------------- transactions
 
 
+class QueryRead(NamedTuple):
+    """A query that was run (or only counted), what it showed, and all it may have looked at."""
+
+    query: Query
+    only_count: bool
+    shown: Any
+    searched: dict[Key, int]
+
+
 @dataclass
 class View:
     """What a transaction has read, shared with what is nested in it.
@@ -100,7 +138,7 @@ class View:
 
     entities: dict[Key, Entity | None] = field(default_factory=dict)
     versions: dict[Key, int] = field(default_factory=dict)
-    queries: list[tuple[Query, bool, Any]] = field(default_factory=list)
+    queries: list[QueryRead] = field(default_factory=list)
     groups: dict[Key, int] = field(default_factory=dict)
     snapshots: dict[Key, State] = field(default_factory=dict)
     since: float = 0
@@ -125,7 +163,7 @@ class Txn:
     # -------------------------------------------------------------------------------- what it reads
 
     def get(self, keys: Sequence[Key]) -> list[Entity | None]:
-        self._enter()
+        self.check_open()
         self._touch(keys)
         return [self._get(key) for key in keys]
 
@@ -144,13 +182,14 @@ class Txn:
 
     def query(self, query: Query, *, only_count: bool = False) -> Any:
         """A list of results, or their number."""
-        self._enter()
+        self.check_open()
         if query.ancestor is not None:
             self._touch([query.ancestor])
         elif Rule.ANY_QUERY not in self.rules:
             raise RefusedError("BadRequestError")
         state = self._state(query.ancestor and query.ancestor.root)
-        self.view.queries.append((query, only_count, state.shown(query, only_count)))
+        shown = state.shown(query, only_count)
+        self.view.queries.append(QueryRead(query, only_count, shown, state.searched(query)))
         self._seen(state, state.clock)
         model = state.model
         if Rule.OWN_WRITES in self.rules:
@@ -190,10 +229,14 @@ class Txn:
         """Whether what was read is no longer so."""
         if Rule.PER_ENTITY not in self.rules:
             return self._groups_changed()
-        world, view = self.world.state, self.view
-        return any(world.versions.get(key, 0) != version for key, version in view.versions.items()) or any(
-            world.shown(query, only_count) != shown for query, only_count, shown in view.queries
-        )
+        now, view = self.world.state, self.view
+        if any(now.versions.get(key, 0) != version for key, version in view.versions.items()):
+            return True
+        if any(now.shown(read.query, read.only_count) != read.shown for read in view.queries):
+            return True
+        if any(now.searched(read.query) != read.searched for read in view.queries):
+            return self.world.choose()
+        return False
 
     def _groups_changed(self) -> bool:
         now = self.world.state.groups
@@ -217,7 +260,7 @@ class Txn:
 
     def commit(self) -> bool:
         """Whether it committed; otherwise it is a conflict. Without writes there is nothing to verify."""
-        self._enter()
+        self.check_open()
         self.closed = True
         if self.parent is not None:
             self.parent.writes.update(self.writes)
@@ -234,12 +277,13 @@ class Txn:
             raise RefusedError("BadRequestError")
         self.closed = True
 
-    def _enter(self) -> None:
+    def check_open(self) -> None:
+        """:raises RefusedError: if it has ended, or met a conflict"""
         if self.closed or self.view.doomed:
             raise RefusedError("BadRequestError")
 
     def _enter_to_write(self) -> None:
-        self._enter()
+        self.check_open()
         if self.read_only:
             raise RefusedError("BadRequestError")
 
@@ -255,14 +299,27 @@ class Txn:
 class World:
     """The store that transactions share, and ids for incomplete keys, in the order in which they are put."""
 
-    def __init__(self, rules: Rules, setup: Iterable[Mapping[str, Any]], ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        setup: Iterable[Mapping[str, Any]],
+        ids: Iterable[int] = (),
+        choices: Choices = (),
+    ) -> None:
         self.rules = rules
+        self.choices = choices
+        self.chosen = 0
         self.state = State()
         self._ids = iter(ids)
         self._spare = FALLBACK_ID
         entities = [decode_entity(data) for data in setup]
         if entities:
             self.state.write({entity.key: entity for entity in entities})
+
+    def choose(self) -> bool:
+        """Whether a conflict that the store may see or not is one: no, unless chosen otherwise."""
+        self.chosen += 1
+        return self.chosen <= len(self.choices) and self.choices[self.chosen - 1]
 
     def completed(self, key: Key) -> Key:
         self._spare += 1
@@ -354,14 +411,15 @@ class Expectation:
 
     steps: list[Observation]
     final: list[Observation]
+    chosen: int = field(default=0, compare=False)
 
 
-def interpret(record: Mapping[str, Any], rules: Rules, ids: Iterable[int] = ()) -> Expectation:
+def interpret(record: Mapping[str, Any], rules: Rules, ids: Iterable[int] = (), choices: Choices = ()) -> Expectation:
     """An ``interleaving`` record. ``ids`` are given to incomplete keys in turn."""
-    world = World(rules, record["setup"], ids)
+    world = World(rules, record["setup"], ids, choices)
     transactions: dict[str, Txn] = {}
     steps = [_step(world, transactions, step) for step in record["steps"]]
-    return Expectation(steps, world.final(record["final"]))
+    return Expectation(steps, world.final(record["final"]), world.chosen)
 
 
 def _step(world: World, transactions: dict[str, Txn], step: Mapping[str, Any]) -> Observation:
@@ -393,18 +451,36 @@ class RunExpectation:
     attempts: int
     log: list[Observation]
     final: list[Observation]
+    chosen: int = field(default=0, compare=False)
 
 
-def interpret_run(record: Mapping[str, Any], rules: Rules) -> RunExpectation:
+def interpret_run(record: Mapping[str, Any], rules: Rules, choices: Choices = ()) -> RunExpectation:
     """A ``run`` record."""
-    machine = Machine(World(rules, record["setup"]))
+    machine = Machine(World(rules, record["setup"], choices=choices))
     returns, error = None, None
     try:
         returns = machine.call(record["call"])
     except RefusedError as refused:
         error = refused.names[0]
     final = machine.world.final(record["final"])
-    return RunExpectation(returns, error, machine.attempts[id(record["call"])], machine.log, final)
+    attempts, chosen = machine.attempts[id(record["call"])], machine.world.chosen
+    return RunExpectation(returns, error, attempts, machine.log, final, chosen)
+
+
+Judged = TypeVar("Judged", Expectation, RunExpectation)
+
+
+def every_choice(interpretation: Callable[[Choices], Judged]) -> Iterator[tuple[Choices, Judged]]:
+    """Every interpretation that what is left to the store allows; the one without needless conflicts first."""
+    pending: list[tuple[bool, ...]] = [()]
+    for _ in range(MAX_CHOICES):
+        if not pending:
+            return
+        choices = pending.pop(0)
+        result = interpretation(choices)
+        yield choices, result
+        for spared in range(result.chosen - len(choices)):
+            pending.append(choices + (False,) * spared + (True,))
 
 
 class Machine:
@@ -439,6 +515,8 @@ class Machine:
         _check_options(options, self.world.rules)
         propagation, current = options.get("propagation"), self.stack[-1]
         if current is not None:
+            if Rule.ONE_MOMENT in self.world.rules and propagation != "INDEPENDENT":
+                current.check_open()  # after a conflict nothing joins it any more
             if propagation in ("ALLOWED", "MANDATORY"):
                 return self._body(call)
             if propagation == "NESTED" and Rule.NESTING in self.world.rules:
