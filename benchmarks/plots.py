@@ -1,0 +1,116 @@
+"""Plots of raw results: ``python -m benchmarks --from-json FILE --plots DIR`` draws them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw"]
+
+_OURS, _PEER, _MARK = "#2a6f97", "#b8b8b8", "#d1495b"
+_PERCENTILES = {"median": "|", "p90": "o", "p99": "D", "max": "x"}
+
+Raw = dict[str, Any]
+
+
+def draw(results: Raw, directory: Path) -> list[Path]:
+    """A picture for each benchmark that ran, as PNG and SVG; the paths."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "0"})
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for result in results["results"]:
+        drawer: Callable[[Raw], Figure] | None = _compared if result["subjects"] else _OTHERS.get(result["name"])
+        if drawer is None:
+            continue
+        figure = drawer(result)
+        figure.text(0.995, 0.005, _caption(results), ha="right", va="bottom", fontsize=6, color="#777777")
+        for suffix in (".png", ".svg"):
+            path = directory / f"{result['name']}{suffix}"
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(path, dpi=130, bbox_inches="tight", metadata=metadata)
+            written.append(path)
+        import matplotlib.pyplot as plt
+
+        plt.close(figure)
+    return written
+
+
+def _caption(results: Raw) -> str:
+    env = results["environment"]
+    machine = f"{env['processors']} × {env['processor']}"
+    return f"{env['at'][:10]}, {env['python']}, {machine}, size {results['settings']['size']}"
+
+
+def _label(subject: Raw) -> str:
+    tasks = subject["tasks"]
+    return f"{subject['name']}, {tasks} task{'s' if tasks > 1 else ''}"
+
+
+def _compared(result: Raw) -> Figure:
+    """Rates on the left, with every round as a dot; latencies on the right."""
+    import matplotlib.pyplot as plt
+
+    subjects = result["subjects"][::-1]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 1.2 + 0.26 * len(subjects)), sharey=True, width_ratios=(3, 2)
+    )
+    figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
+    places = range(len(subjects))
+    colors = [_OURS if subject["ours"] else _PEER for subject in subjects]
+    left.barh(places, [subject["rate_per_s"] for subject in subjects], color=colors, height=0.7)
+    for place, subject in zip(places, subjects, strict=True):
+        rounds = subject["rounds_per_s"]
+        left.plot(rounds, [place] * len(rounds), ".", color=_MARK, markersize=3, alpha=0.7)
+        left.annotate(
+            f" {subject['rate_per_s']:,.0f}", (max(rounds), place), va="center", fontsize=7, annotation_clip=False
+        )
+    left.set_yticks(places, [_label(subject) for subject in subjects])
+    left.set_xlabel("operations a second (bar: median; dots: rounds)")
+    left.ticklabel_format(axis="x", style="plain")
+    _latencies(right, subjects)
+    figure.tight_layout()
+    return figure
+
+
+def _latencies(axes: Axes, subjects: list[Raw]) -> None:
+    for name, marker in _PERCENTILES.items():
+        found = [(subject["latency_us"].get(name), place) for place, subject in enumerate(subjects)]
+        points = [(value, place) for value, place in found if value]
+        axes.plot([x for x, _ in points], [y for _, y in points], marker, color=_OURS, markersize=4, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("latency, µs")
+    axes.legend(fontsize=7, loc="upper right", frameon=False, ncols=2)
+
+
+def _cities(result: Raw) -> Figure:
+    """Entities and memory over time."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
+    figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
+    for name, fact in result["facts"].items():
+        if isinstance(fact, list):
+            side = name.partition(":")[0]
+            left.plot([sample[1] for sample in fact], [sample[0] for sample in fact], label=side)
+            if side != "memory":
+                right.plot([sample[0] for sample in fact], [sample[2] / 2**20 for sample in fact], label=side)
+    left.set_xlabel("seconds")
+    left.set_ylabel("entities imported")
+    right.set_xlabel("entities imported")
+    right.set_ylabel("resident memory, MiB")
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+_OTHERS: dict[str, Callable[[Raw], Figure]] = {"cities": _cities}

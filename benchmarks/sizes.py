@@ -1,0 +1,39 @@
+"""How much each benchmark does: ``tiny`` for the tests, ``small`` while working, ``full`` for the kept results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiodatastore.bench.measure import Effort
+
+__all__ = ["SEED", "SIZES", "Size"]
+
+SEED = 20240229
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Entities to read, items to query (few and many), YCSB records, accounts, cities to import, subprocesses.
+
+    ``tasks``: how many work side by side, where it is not one.
+    """
+
+    tasks: int
+    people: int
+    items: int
+    many_items: int
+    shape_items: int
+    records: int
+    accounts: int
+    cities: int | None
+    imports: int
+    effort: Effort
+    mixed: Effort
+
+
+SIZES = {
+    "tiny": Size(8, 200, 200, 600, 200, 100, 10, 200, 1, Effort(1, 0.002), Effort(1, 0.002)),
+    "small": Size(64, 10_000, 10_000, 50_000, 10_000, 5_000, 100, 20_000, 5, Effort(5, 0.2), Effort(3, 0.4)),
+    "full": Size(64, 100_000, 10_000, 1_000_000, 10_000, 100_000, 100, None, 15, Effort(9, 0.5), Effort(5, 1.5)),
+}
+"""``cities=None``: all of them."""

