@@ -323,8 +323,8 @@ class _Sorter:
 
     @property
     def full(self) -> bool:
-        """Whether there is more than the budget allows."""
-        return len(self._items) > self._context.sort_budget
+        """Whether there is more than the budget allows; never where only the first results are kept."""
+        return self._context.keep is None and len(self._items) > self._context.sort_budget
 
     def add(self, item: Item) -> None:
         items, keep = self._items, self._context.keep

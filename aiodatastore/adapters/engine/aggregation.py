@@ -15,6 +15,7 @@ from aiodatastore.indexing.aggregates import Number, RunningSum, single_number
 from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_key, decode_value, encode_partition
 from aiodatastore.indexing.execution import QueryRun
 from aiodatastore.indexing.explain import Step
+from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan
 from aiodatastore.indexing.rows import ALTERNATE_SHIFT, indexed_values
@@ -41,6 +42,8 @@ async def aggregate(
             raise BadArgumentError(
                 f"an aggregation is count, or sum or avg of a property, got {function!r} of {name!r}"
             )
+    if query.kind in METADATA_KINDS:
+        return await _of_metadata(adapter, query, aggregations, options)
     await adapter.refresh()
     reader = Reader(adapter.store, track=options.track)
     values: list[Number | None] = []
@@ -56,6 +59,15 @@ async def aggregate(
     checks = {decode_key(key): version for key, version in reader.checks.items()}
     version, newest = reader.take_versions()
     return AggregateResult(values, version, checks, reader.spans, newest)
+
+
+async def _of_metadata(
+    adapter: EngineAdapter, query: Query, aggregations: Sequence[Aggregation], options: RunOptions
+) -> AggregateResult:
+    """Metadata entities are made in memory, so they are counted there; they have no numbers to add up."""
+    page = await adapter.run(query, options).next_page()
+    values: dict[str, Number | None] = {"count": len(page.results), "sum": 0, "avg": None}
+    return AggregateResult([values[function] for function, _ in aggregations], page.version, page.checks, page.spans)
 
 
 def _run(
@@ -144,7 +156,9 @@ async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: 
     total = RunningSum()
     if not plans:
         return total
-    if len(plans) == 1 and len(plans[0].ordered.spans) == 1 and not plans[0].ordered.backward:
+    ordered = plans[0].ordered
+    # Without places the property is fixed by a filter (``in`` with one value), and not in the rows.
+    if len(plans) == 1 and len(ordered.spans) == 1 and ordered.spans[0].places and not ordered.backward:
         return await _sum_span(adapter, plans[0], reader, total)
     return None
 
