@@ -35,6 +35,9 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 
 __all__ = [
+    "BATCH_ENTITIES",
+    "EVERYTHING",
+    "PAGE_ENTITIES",
     "Difference",
     "Selection",
     "TransferProgress",
@@ -44,7 +47,8 @@ __all__ = [
     "import_entities",
 ]
 
-BATCH_ENTITIES = 500
+BATCH_ENTITIES = 1000
+PAGE_ENTITIES = 500
 BATCH_BYTES = 4 << 20
 IN_FLIGHT = 4
 MAX_LINE_BYTES = 64 << 20
@@ -143,7 +147,7 @@ async def export_entities(
     resume: bool = False,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
-    page_size: int = BATCH_ENTITIES,
+    page_size: int = PAGE_ENTITIES,
 ) -> TransferReport:
     """Write entities to a file in order of their keys; the file can be imported by any adapter.
 
@@ -484,7 +488,7 @@ async def copy(
     progress_file: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: ProgressCallback | None = None,
-    page_size: int = BATCH_ENTITIES,
+    page_size: int = PAGE_ENTITIES,
     in_flight: int = IN_FLIGHT,
 ) -> TransferReport:
     """Put the entities of one store into another, overwriting what has the same keys.

@@ -63,6 +63,8 @@ def list_indexes(url: str, as_yaml: bool, as_json: bool) -> int:
             [[info.number, str(info.definition), info.state, info.seen, info.message] for info in infos],
             right=["number", "seen"],
         )
+        if not infos:
+            note("no composite indexes")
     return 0
 
 

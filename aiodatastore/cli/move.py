@@ -14,6 +14,7 @@ from aiodatastore.cli.options import json_option
 from aiodatastore.cli.output import note, print_json, transfer_progress
 from aiodatastore.cli.parsing import parse_names
 from aiodatastore.transfer import (
+    BATCH_ENTITIES,
     Selection,
     TransferReport,
     copy,
@@ -62,7 +63,7 @@ Examples:
 @click.option(
     "--batch",
     "batch_size",
-    default=500,
+    default=BATCH_ENTITIES,
     show_default=True,
     type=click.IntRange(1, 10_000),
     help="Entities a commit.",

@@ -63,11 +63,14 @@ def display(value: Any) -> str:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", right: Iterable[str] = ()
 ) -> None:
-    """A table on a terminal; in a pipe lines of tab-separated values, the first with the names."""
+    """A table on a terminal (none without rows); in a pipe tab-separated values, the first line with the names."""
     if not sys.stdout.isatty():
         print_lines(["\t".join(map(display, columns))])
         print_lines("\t".join("" if cell is _MISSING else display(cell) for cell in row) for row in rows)
         return
+    rows = list(rows)
+    if not rows:
+        return  # a remark says so
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -105,6 +105,8 @@ def parse_filter(text: str, namespace: str = "") -> Filter:
     if name == KEY:
         read = lambda value: parse_key(value.removeprefix("key:"), namespace)  # noqa: E731
     given = match["value"].strip()
+    if not given:
+        raise click.BadParameter(f'{text!r}: the value is missing; the empty string is written ""')
     several = op in (Op.IN, Op.NOT_IN)
     try:
         if given.startswith("[") and name != KEY:

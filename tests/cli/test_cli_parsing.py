@@ -101,7 +101,7 @@ def test_keys_in_both_forms() -> None:
         ("inside = 1", PropertyFilter("inside", "=", 1)),
         ("address.city = x", PropertyFilter("address.city", "=", "x")),
         ('"a = b" = 1', PropertyFilter("a = b", "=", 1)),
-        ("x =", PropertyFilter("x", "=", "")),
+        ('x = ""', PropertyFilter("x", "=", "")),
         ("__key__ > /Person:ada", PropertyFilter("__key__", ">", Key("Person", "ada"))),
         ("__key__ in /A:1,/A:2", PropertyFilter("__key__", "in", (Key("A", 1), Key("A", 2)))),
         ("boss = key:/Person:ada", PropertyFilter("boss", "=", Key("Person", "ada"))),
@@ -112,7 +112,9 @@ def test_filters(text: str, wanted: Any) -> None:
     assert parse_filter(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "age", "> 5", "age ~ 5", "__key__ = nonsense", "x = text:a", "x = {}"])
+@pytest.mark.parametrize(
+    "text", ["", "age", "age >", "age in ", "> 5", "age ~ 5", "__key__ = nonsense", "x = text:a", "x = {}"]
+)
 def test_wrong_filters_are_wrong_usage(text: str) -> None:
     with pytest.raises(click.BadParameter):
         parse_filter(text)
