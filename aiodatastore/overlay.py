@@ -9,7 +9,7 @@ A query sees what was written before its first page was asked for.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery, normalize
 from aiodatastore.indexing.rows import indexed_values
 from aiodatastore.key import Key
-from aiodatastore.query import Query
+from aiodatastore.query import KEY_PROPERTY, Query
 from aiodatastore.txn import Transaction
 
 __all__ = ["TransactionStream", "aggregate"]
@@ -92,13 +92,12 @@ class _Merge:
         self.base = self._base_of(query)
         self._normal = normalize(self.base)
         self._distinct = normalize(query).distinct if query.distinct_names else 0
-        self._last_distinct: bytes | None = None
-        self._end: bytes | None = None
-        start = query.start_cursor
-        if start is not None:
-            self._end = start.position or None
-            self._last_distinct = self._distinct_part(self._end) if self._end else None
+        self._seen: bytes | None = None
+        self._held: tuple[bytes, Any] | None = None
         bounds = _Bounds(query, self._normal)
+        self._end = bounds.start or None
+        if self._distinct and bounds.start and not bounds.start_turned:
+            self._seen = self._distinct_part(bounds.start)
         self._own = sorted(
             (
                 match
@@ -115,6 +114,8 @@ class _Merge:
         if query.distinct_names:
             # Without distinct the implied order may be another one: spell out this one's.
             orders = query.full_orders
+            if all(order.name != KEY_PROPERTY for order in query.orders):
+                orders = orders[:-1]  # the key is last of all, also after what an equality makes constant
             base = base._changed(
                 distinct_names=(),
                 orders=orders,
@@ -142,17 +143,15 @@ class _Merge:
         else:
             count = len(own)
         self._own = own[count:]
+        found: Iterable[tuple[bytes, Any]] = heapq.merge(stored, own[:count], key=_position)
+        if self._distinct:
+            found = self._unequal(found, page.more)
         results: list[Any] = []
         places: list[bytes] = []
         skipped = 0
-        for position, result in heapq.merge(stored, own[:count], key=_position):
-            if self._left == 0:
+        for position, result in found:
+            if self._done:
                 break
-            if self._distinct:
-                part = self._distinct_part(position)
-                if part == self._last_distinct:
-                    continue
-                self._last_distinct = part
             self._end = position
             if self._skip:
                 self._skip -= 1
@@ -162,8 +161,27 @@ class _Merge:
                 self._left -= 1
             results.append(result)
             places.append(position)
-        more = page.more and self._left != 0
+        more = page.more and not self._done
         return Page(results, self._end, more, page.version, places, skipped)
+
+    @property
+    def _done(self) -> bool:
+        return self._left == 0 and not self._skip
+
+    def _unequal(self, items: Iterable[tuple[bytes, Any]], more: bool) -> Iterator[tuple[bytes, Any]]:
+        """The first of equal ones: the last, where the query is read from its end."""
+        mirrored = self._normal.mirrored
+        for item in items:
+            part = self._distinct_part(item[0])
+            if part != self._seen:
+                self._seen = part
+                if not mirrored:
+                    yield item
+                elif self._held is not None:
+                    yield self._held
+            self._held = item
+        if mirrored and not more and self._held is not None:
+            yield self._held
 
     def _distinct_part(self, position: bytes) -> bytes:
         return position[: self._normal.prefix_end(position, self._distinct)]
@@ -173,12 +191,12 @@ class _Bounds:
     """Where a query's cursors let results be. A cursor of the reversed query is on the other side of its place."""
 
     def __init__(self, query: Query, normal: NormalQuery) -> None:
-        self._start, self._start_turned = _resolved(query.start_cursor, normal)
+        self.start, self.start_turned = _resolved(query.start_cursor, normal)
         self._end, self._end_turned = _resolved(query.end_cursor, normal)
         self._has_end = query.end_cursor is not None
 
     def inside(self, position: bytes) -> bool:
-        if position < self._start or (position == self._start and not self._start_turned):
+        if position < self.start or (position == self.start and not self.start_turned):
             return False
         if not self._has_end:
             return True

@@ -713,10 +713,8 @@ async def test_by_hand() -> None:
         assert await number(ds, A) == 2
         for transaction in (first, second):
             assert not transaction.is_active
-            for call in ("get", "put", "delete", "commit", "rollback", "allocate_ids"):
-                arguments: list[Any] = {"put": [entity(A)], "allocate_ids": [A, 1]}.get(call, [A])
-                if call in ("commit", "rollback"):
-                    arguments = []
+            calls: dict[str, list[Any]] = {"get": [A], "put": [entity(A)], "delete": [A], "allocate_ids": [A, 1]}
+            for call, arguments in {**calls, "commit": [], "rollback": []}.items():
                 with pytest.raises(TransactionClosedError):
                     await getattr(transaction, call)(*arguments)
             with pytest.raises(TransactionClosedError):
