@@ -207,9 +207,9 @@ class CommitBatcher(Batcher[Commit, Outcome]):
     def __init__(self, adapter: Adapter) -> None:
         super().__init__(self._deliver, max_weight=MAX_BATCH_WRITES)
         self._adapter = adapter
-        # Whether the adapter has answered without suspending so far. Then nothing can interrupt it, and the
-        # task group that keeps cancellation away (70 µs) is not needed.
-        self._inline: bool | None = None
+        # Whether the adapter answered the last lone commit without suspending. Then nothing can interrupt it,
+        # and the task group that keeps cancellation away (70 µs) is not needed.
+        self._inline = False
         self._kept: BaseException | None = None
         self._token_prefix = os.urandom(10)
         self._token_count = 0
@@ -292,7 +292,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
     async def _deliver(self, batch: list[Commit]) -> list[Outcome]:
         """``adapter.commit``, out of reach of any cancellation; one that came is left in ``_kept``."""
         outcomes: list[Outcome]
-        if self._inline:
+        if self._inline and len(batch) == 1:
             coroutine: Coroutine[Any, Any, list[Outcome]] = self._adapter.commit(batch)
             try:
                 first = coroutine.send(None)
@@ -322,7 +322,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             with anyio.CancelScope(shield=True):
                 rest = _Rest(self._adapter.commit(batch))
                 box[0] = await rest
-                if self._inline is None:
+                if len(batch) == 1:
                     self._inline = not rest.suspended
         except Exception as exc:
             box[1] = exc

@@ -138,7 +138,10 @@ class QueryResults(AsyncIterator[Any]):
         start = self._query.start_cursor
         if start is not None and place == start.position:
             return start
-        return Cursor(place, self._query.shape, bool(place) and normalize(self._query).key_descending)
+        if not place:
+            return Cursor(b"", self._query.shape)
+        normal = normalize(self._query)
+        return Cursor(place, self._query.shape, normal.key_descending, normal.mirrored)
 
 
 class BoundQuery:

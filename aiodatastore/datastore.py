@@ -185,9 +185,11 @@ class Datastore:
             return
         self._why_closed = "was closed"
         open_datastores.discard(self)
-        with anyio.CancelScope(shield=True):
+        try:
             await channel.wait_idle()
-            await self.adapter.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.adapter.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -94,7 +94,7 @@ class _Merge:
         self._distinct = normalize(query).distinct if query.distinct_names else 0
         self._seen: bytes | None = None
         self._held: tuple[bytes, Any] | None = None
-        bounds = _Bounds(query, self._normal)
+        bounds = self._bounds = _Bounds(query, self._normal)
         self._end = bounds.start or None
         if self._distinct and bounds.start and not bounds.start_turned:
             self._seen = self._distinct_part(bounds.start)
@@ -180,8 +180,13 @@ class _Merge:
                 elif self._held is not None:
                     yield self._held
             self._held = item
-        if mirrored and not more and self._held is not None:
+        if mirrored and not more and self._held is not None and not self._is_cut(self._held[0]):
             yield self._held
+
+    def _is_cut(self, position: bytes) -> bool:
+        """Whether the end is among those equal to this one: then the one to give is behind it."""
+        end = self._bounds.excluded_end
+        return bool(end) and self._distinct_part(position) == self._distinct_part(end)
 
     def _distinct_part(self, position: bytes) -> bytes:
         return position[: self._normal.prefix_end(position, self._distinct)]
@@ -194,6 +199,11 @@ class _Bounds:
         self.start, self.start_turned = _resolved(query.start_cursor, normal)
         self._end, self._end_turned = _resolved(query.end_cursor, normal)
         self._has_end = query.end_cursor is not None
+
+    @property
+    def excluded_end(self) -> bytes:
+        """The place of the end cursor, if its result is not one any more; else nothing."""
+        return self._end if self._end_turned else b""
 
     def inside(self, position: bytes) -> bool:
         if position < self.start or (position == self.start and not self.start_turned):

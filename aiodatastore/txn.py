@@ -377,7 +377,10 @@ class Transaction:
         contention = self._datastore._contention
         hot = contention.hot(keys)
         if hot is not None and await contention.enter(hot):
-            self._line.append(hot)
+            if self.is_active:
+                self._line.append(hot)
+            else:
+                contention.leave(hot)
 
     async def admit(self, seen: Page | AggregateResult) -> None:
         """Add what a query has read."""
@@ -568,6 +571,7 @@ class Transaction:
             self._discard(_State.FAILED)
             return False
         if self._parent is not None:
+            self._parent.check_usable()
             self._merge_into(self._parent)
             return True
         commit = self._as_commit()
