@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from time import monotonic, perf_counter
+from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 from anyio.lowlevel import checkpoint
@@ -24,17 +23,16 @@ from aiodatastore.adapters.base import (
 )
 from aiodatastore.adapters.engine.aggregation import aggregate
 from aiodatastore.adapters.engine.building import IndexBuilder
+from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.adapters.engine.verification import check_store, store_stats
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
-    BadCursorError,
     DatastoreError,
     FormatVersionError,
-    NeedIndexError,
     StoreReadOnlyError,
 )
-from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
+from aiodatastore.indexing.catalog import CATALOG_KEY
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
 from aiodatastore.indexing.encoding import (
     FORMAT_VERSION,
@@ -42,28 +40,22 @@ from aiodatastore.indexing.encoding import (
     encode_key,
     encode_partition,
     encode_text,
-    invert,
 )
-from aiodatastore.indexing.execution import Bounds
 from aiodatastore.indexing.explain import Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, partitions
-from aiodatastore.indexing.normal import NormalQuery, normalize
-from aiodatastore.indexing.planner import BranchPlan, plan_branch
-from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values
+from aiodatastore.indexing.rows import SYSTEM
 from aiodatastore.indexing.scanning import Reader
-from aiodatastore.indexing.suggest import need_index
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import (
     Capability,
-    Record,
     RowBatch,
     RowCommit,
     RowPut,
     RowStore,
     StaleFenceError,
 )
-from aiodatastore.serializers import MsgpackSerializer, Serializer
+from aiodatastore.serializers import Serializer
 
 __all__ = ["EngineAdapter"]
 
@@ -75,7 +67,7 @@ _MAX_HOLD_S = 0.005
 _DEFAULT = RunOptions()
 
 
-class EngineAdapter(Adapter):
+class EngineAdapter(Engine, Adapter):
     """Keeps entities in a row store.
 
     ``require_indexes``: queries that need a composite index raise ``NeedIndexError`` instead of being served
@@ -91,14 +83,7 @@ class EngineAdapter(Adapter):
         sort_budget: int = 100_000,
         serializer: Serializer | None = None,
     ) -> None:
-        self.store = store
-        self.serializer: Serializer = serializer or MsgpackSerializer()
-        self.require_indexes = require_indexes
-        self.sort_budget = sort_budget
-        self.catalog = Catalog()
-        self._catalog_read_at = 0.0
-        self._told: set[IndexDefinition] = set()
-        self._needs: dict[tuple[bytes, int], NeedIndexError | None] = {}
+        super().__init__(store, require_indexes=require_indexes, sort_budget=sort_budget, serializer=serializer)
         self._builder = IndexBuilder(self)
 
     def __repr__(self) -> str:
@@ -130,7 +115,7 @@ class EngineAdapter(Adapter):
                     f"{self.url} is in format {found}, this version of the package reads {FORMAT_VERSION}: "
                     "use the version that wrote it, or export there and import here"
                 )
-            self._take_catalog(records[1])
+            self.take_catalog(records[1])
         except BaseException:
             await self.store.aclose()
             raise
@@ -176,7 +161,7 @@ class EngineAdapter(Adapter):
         """Plan a query; pages are read as they are asked for."""
         stream = EngineStream(self, query, options)
         if self.require_indexes and query.kind not in METADATA_KINDS:
-            self._refresh_now()
+            self.refresh_now()
             missing = self.missing_index(query)
             if missing is not None:
                 raise missing
@@ -192,124 +177,6 @@ class EngineAdapter(Adapter):
             if missing is not None:
                 raise missing
         return await aggregate(self, query, aggregations, options)
-
-    def plan(self, query: Query) -> tuple[NormalQuery, list[BranchPlan]]:
-        """The query in normal form and a plan for each branch, with the indexes as last read."""
-        normal = normalize(query)
-        serving = self.catalog.serving
-        plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
-        return normal, plans
-
-    def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
-        """Where a query starts and ends.
-
-        :raises BadCursorError: if a cursor belongs to another query
-        """
-        bounds = Bounds(skip=query.skip, limit=query.max_results)
-        for name, cursor in (("start", query.start_cursor), ("end", query.end_cursor)):
-            if cursor is None:
-                continue
-            position = cursor.position
-            if position and cursor.shape != query.shape:
-                raise BadCursorError(
-                    f"the {name} cursor was made by another query: use it with the same kind, ancestor, filters, "
-                    "orders and projection (or their reverse)"
-                )
-            turned = bool(position) and cursor.inverted != normal.key_descending
-            if turned:
-                position = invert(position)
-            if name == "start":
-                bounds.start, bounds.inclusive = position, turned
-            else:
-                bounds.end, bounds.end_excluded = position, turned
-        return bounds
-
-    def missing_index(self, query: Query) -> NeedIndexError | None:
-        """What App Engine would say of a query with the indexes that serve, by its rules."""
-        place = (query.shape, self.catalog.version)
-        if place not in self._needs:
-            if len(self._needs) > 1000:
-                self._needs.clear()
-            defined = [index.definition for found in self.catalog.serving.values() for index in found]
-            self._needs[place] = need_index(query, defined)
-        return self._needs[place]
-
-    def needed(self, query: Query) -> NeedIndexError:
-        """The error for a sort beyond the budget."""
-        missing = self.missing_index(query)
-        if missing is None:
-            return NeedIndexError(
-                f"more than {self.sort_budget} results would have to be sorted in memory, and no composite index "
-                "can serve this query: give it a limit, fewer orders, or raise sort_budget"
-            )
-        return NeedIndexError(
-            f"more than {self.sort_budget} results would have to be sorted in memory; give the query a limit, raise "
-            f"sort_budget, or define the index\n{missing.yaml}",
-            definition=missing.definition,
-            yaml=missing.yaml,
-            xml=missing.xml,
-        )
-
-    def tell_missing_index(self, query: Query) -> NeedIndexError | None:
-        """Log, once a definition, which index would serve a query that needs one."""
-        missing = self.missing_index(query)
-        if missing is not None and missing.definition not in self._told:
-            self._told.add(missing.definition)
-            _log.warning("a query runs without its composite index; this one would serve it:\n%s", missing.yaml)
-        return missing
-
-    # -------------------------------------------------------------------------------------- catalog
-
-    def _take_catalog(self, record: Record | None) -> None:
-        self._catalog_read_at = monotonic()
-        if (0 if record is None else record.version) != self.catalog.version:
-            self.catalog = Catalog.loads(record)
-
-    def _refresh_now(self) -> bool:
-        records = self.store.read_now([CATALOG_KEY])
-        if records is None:
-            return False
-        self._take_catalog(records[0])
-        return True
-
-    async def refresh(self, *, force: bool = False) -> None:
-        """See indexes that other processes made: at once where reads are inline, else at most a second late."""
-        if not force and (
-            monotonic() - self._catalog_read_at < _CATALOG_MAX_AGE_S
-            if Capability.INLINE_READS not in self.capabilities
-            else self._refresh_now()
-        ):
-            return
-        records, _ = await self.store.read([CATALOG_KEY])
-        self._take_catalog(records[0])
-
-    async def change_catalog(self, change: Callable[[Catalog], Catalog | None]) -> Catalog:
-        """Replace the catalog by ``change`` of its newest state, until nobody came between; None: leave it."""
-        while True:
-            await self.refresh(force=True)
-            changed = change(self.catalog)
-            if changed is None:
-                return self.catalog
-            commit = RowCommit(
-                checks=[(CATALOG_KEY, self.catalog.version)], puts=[RowPut(CATALOG_KEY, changed.dumps(), {})]
-            )
-            outcome = (await self.store.commit(RowBatch([commit], self.old_rows)))[0]
-            if outcome.version is not None:
-                self.catalog = replace(changed, version=outcome.version)
-                return self.catalog
-
-    # --------------------------------------------------------------------------------------- writes
-
-    def old_rows(self, key: bytes, payload: bytes) -> Mapping[bytes, int]:
-        """The index rows of a stored entity: what an overwrite or delete has to remove."""
-        if key.startswith(SYSTEM):
-            return {}
-        return self.entity_rows(self.serializer.loads(decode_key(key), payload, 0))
-
-    def entity_rows(self, entity: Entity) -> dict[bytes, int]:
-        """All index rows of an entity, composite ones included."""
-        key = entity.key
-        return index_rows(key, indexed_values(entity), self.catalog.maintained.get(key.kind, ()))
 
     def _prepare(self, commit: Commit) -> RowCommit:
         puts: list[RowPut] = []

@@ -7,9 +7,10 @@ that an int or a float; lists of several values, datetimes and everything else a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from aiodatastore.adapters.base import AggregateResult, Aggregation, RunOptions
+from aiodatastore.adapters.engine.core import Engine
+from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.errors import BadArgumentError, DatastoreError
 from aiodatastore.indexing.aggregates import Number, RunningSum, single_number
 from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_key, decode_value, encode_partition
@@ -23,9 +24,6 @@ from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
 from aiodatastore.rowstore import TAIL_MULTI
 
-if TYPE_CHECKING:
-    from aiodatastore.adapters.engine.adapter import EngineAdapter
-
 __all__ = ["aggregate"]
 
 _AFTER = b"\xff"
@@ -34,7 +32,7 @@ _STREAMED_COUNT = 1000
 
 
 async def aggregate(
-    adapter: EngineAdapter, query: Query, aggregations: Sequence[Aggregation], options: RunOptions
+    engine: Engine, query: Query, aggregations: Sequence[Aggregation], options: RunOptions
 ) -> AggregateResult:
     """Aggregate a query's results, the cheapest way that is exact."""
     for function, name in aggregations:
@@ -43,17 +41,17 @@ async def aggregate(
                 f"an aggregation is count, or sum or avg of a property, got {function!r} of {name!r}"
             )
     if query.kind in METADATA_KINDS:
-        return await _of_metadata(adapter, query, aggregations, options)
-    await adapter.refresh()
-    reader = Reader(adapter.store, track=options.track)
+        return await _of_metadata(engine, query, aggregations, options)
+    await engine.refresh()
+    reader = Reader(engine.store, track=options.track)
     values: list[Number | None] = []
     if all(function == "count" for function, _ in aggregations):
-        counted = await _count(adapter, query, reader)
+        counted = await _count(engine, query, reader)
         values = [counted] * len(aggregations)
     else:
-        by_index = [await _by_index(adapter, query, reader, item) for item in aggregations]
+        by_index = [await _by_index(engine, query, reader, item) for item in aggregations]
         if any(item is None for item in by_index):
-            values = await _by_entities(adapter, query, reader, aggregations)
+            values = await _by_entities(engine, query, reader, aggregations)
         else:
             values = [item.value(function) for item, (function, _) in zip(by_index, aggregations, strict=True) if item]
     checks = {decode_key(key): version for key, version in reader.checks.items()}
@@ -62,36 +60,34 @@ async def aggregate(
 
 
 async def _of_metadata(
-    adapter: EngineAdapter, query: Query, aggregations: Sequence[Aggregation], options: RunOptions
+    engine: Engine, query: Query, aggregations: Sequence[Aggregation], options: RunOptions
 ) -> AggregateResult:
     """Metadata entities are made in memory, so they are counted there; they have no numbers to add up."""
-    page = await adapter.run(query, options).next_page()
+    page = await EngineStream(engine, query, options).next_page()
     values: dict[str, Number | None] = {"count": len(page.results), "sum": 0, "avg": None}
     return AggregateResult([values[function] for function, _ in aggregations], page.version, page.checks, page.spans)
 
 
-def _run(
-    adapter: EngineAdapter, query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader
-) -> QueryRun:
+def _run(engine: Engine, query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader) -> QueryRun:
     return QueryRun(
         normal,
         plans,
         reader,
-        adapter.serializer,
-        adapter.bounds(query, normal),
-        sort_budget=adapter.sort_budget,
+        engine.serializer,
+        engine.bounds(query, normal),
+        sort_budget=engine.sort_budget,
         page_size=None,
-        needed=lambda: adapter.needed(query),
+        needed=lambda: engine.needed(query),
     )
 
 
 # -------------------------------------------------------------------------------------------- count
 
 
-async def _count(adapter: EngineAdapter, query: Query, reader: Reader) -> int:
+async def _count(engine: Engine, query: Query, reader: Reader) -> int:
     # Keys are enough, except where a projection or distinct makes the results.
     keys = query if query.projection else query.keys_only()
-    normal, plans = adapter.plan(keys)
+    normal, plans = engine.plan(keys)
     if not plans:
         return 0
     limit = query.max_results
@@ -100,7 +96,7 @@ async def _count(adapter: EngineAdapter, query: Query, reader: Reader) -> int:
         if counted is not None:
             counted = max(0, counted - query.skip)
             return counted if limit is None else min(counted, limit)
-    run = _run(adapter, keys, normal, plans, reader)
+    run = _run(engine, keys, normal, plans, reader)
     total = 0
     while True:
         items, _ = await run.next_items()
@@ -138,7 +134,7 @@ async def _count_span(query: Query, normal: NormalQuery, plans: Sequence[BranchP
 # -------------------------------------------------------------------------------------- sum and avg
 
 
-async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: Aggregation) -> RunningSum | None:
+async def _by_index(engine: Engine, query: Query, reader: Reader, item: Aggregation) -> RunningSum | None:
     """Sum one property from the rows of an index that has it; None where no plan allows."""
     function, name = item
     if function == "count" or query.max_results is not None or query.skip or query.projection:
@@ -148,7 +144,7 @@ async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: 
     try:
         projection = query.project(name)
         projection.check()
-        normal, plans = adapter.plan(projection)
+        normal, plans = engine.plan(projection)
     except DatastoreError:
         return None  # a property with an equality filter can't be projected
     if [order.name for order in normal.components] != [name] or not all(plan.ordered.exact for plan in plans):
@@ -159,11 +155,11 @@ async def _by_index(adapter: EngineAdapter, query: Query, reader: Reader, item: 
     ordered = plans[0].ordered
     # Without places the property is fixed by a filter (``in`` with one value), and not in the rows.
     if len(plans) == 1 and len(ordered.spans) == 1 and ordered.spans[0].places and not ordered.backward:
-        return await _sum_span(adapter, plans[0], reader, total)
+        return await _sum_span(engine, plans[0], reader, total)
     return None
 
 
-async def _sum_span(adapter: EngineAdapter, plan: BranchPlan, reader: Reader, total: RunningSum) -> RunningSum:
+async def _sum_span(engine: Engine, plan: BranchPlan, reader: Reader, total: RunningSum) -> RunningSum:
     """Sum over the rows of one span: only the numbers of it are read."""
     access = plan.ordered
     span = access.spans[0]
@@ -187,12 +183,12 @@ async def _sum_span(adapter: EngineAdapter, plan: BranchPlan, reader: Reader, to
                 total.add(decode_value(row[len(span.prefix) : -length]))
             if doubtful and len(span.places) and plan.branch.equals:
                 # Several rows may come from another list property of the index: look at the entities.
-                await _add_single(adapter, reader, step, doubtful, rows, plan, total)
+                await _add_single(engine, reader, step, doubtful, rows, plan, total)
     return total
 
 
 async def _add_single(
-    adapter: EngineAdapter,
+    engine: Engine,
     reader: Reader,
     step: Step,
     doubtful: Sequence[bytes],
@@ -205,21 +201,21 @@ async def _add_single(
     name = plan.orders[0].name
     for key, record in zip(keys, await reader.read(step, keys), strict=True):
         if record is not None:
-            entity = adapter.serializer.loads(decode_key(key), record.payload, record.version)
+            entity = engine.serializer.loads(decode_key(key), record.payload, record.version)
             number = single_number(indexed_values(entity), name)
             if number is not None:
                 total.add(number)
 
 
 async def _by_entities(
-    adapter: EngineAdapter, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
+    engine: Engine, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
-    normal, plans = adapter.plan(query)
+    normal, plans = engine.plan(query)
     sums = [RunningSum() for _ in aggregations]
     results = 0
     if plans:
-        run = _run(adapter, query, normal, plans, reader)
+        run = _run(engine, query, normal, plans, reader)
         while True:
             items, _ = await run.next_items()
             results += len(items)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import BadRequestError, DatastoreError
 from aiodatastore.indexing.catalog import Catalog, CatalogEntry
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
@@ -22,9 +22,6 @@ from aiodatastore.indexing.rows import (
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.rowstore import TAIL_KEY_MASK, RowBatch, RowCommit, Space, StaleFenceError
 
-if TYPE_CHECKING:
-    from aiodatastore.adapters.engine.adapter import EngineAdapter
-
 __all__ = ["IndexBuilder"]
 
 _AFTER = b"\xff"
@@ -34,10 +31,10 @@ Progress = Callable[[int], None] | None
 
 
 class IndexBuilder:
-    """Creates, fills and removes composite indexes of one adapter."""
+    """Creates, fills and removes composite indexes of one engine."""
 
-    def __init__(self, adapter: EngineAdapter) -> None:
-        self._adapter = adapter
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     async def create(self, definition: IndexDefinition) -> IndexInfo:
         """Enter an index into the catalog: from here on every writer maintains it.
@@ -59,28 +56,28 @@ class IndexBuilder:
                 )
             return None
 
-        catalog = await self._adapter.change_catalog(change)
+        catalog = await self._engine.change_catalog(change)
         entry = catalog.find(definition)
         assert entry is not None
         return entry.info
 
     def _entry(self, definition: IndexDefinition) -> CatalogEntry:
-        entry = self._adapter.catalog.find(definition)
+        entry = self._engine.catalog.find(definition)
         if entry is None:
             raise BadRequestError(f"there is no index {definition}: create it first")
         return entry
 
     async def build(self, definition: IndexDefinition, progress: Progress) -> IndexInfo:
         """Add the rows of existing entities, in batches, from where an earlier build stopped."""
-        adapter = self._adapter
-        await adapter.refresh(force=True)
+        engine = self._engine
+        await engine.refresh(force=True)
         entry = self._entry(definition)
         if entry.info.state is not IndexState.BUILDING:
             if entry.info.state is IndexState.SERVING:
                 return entry.info
             raise BadRequestError(f"the index {definition} is {entry.info.state}: only BUILDING ones are built")
         seen = entry.info.seen
-        reader = Reader(adapter.store, track=False)
+        reader = Reader(engine.store, track=False)
         step = Step("build")
         try:
             for project, namespace in await partitions(reader, step):
@@ -99,14 +96,14 @@ class IndexBuilder:
                 raise BadRequestError(f"the index {definition} was deleted while it was being built")
             return catalog.with_entry(CatalogEntry(replace(entry.info, state=state, message=message, seen=seen)))
 
-        catalog = await self._adapter.change_catalog(change)
+        catalog = await self._engine.change_catalog(change)
         entry = catalog.find(definition)
         assert entry is not None
         return entry.info
 
     async def _build_span(self, entry: CatalogEntry, span: bytes, lo: bytes, seen: int, progress: Progress) -> int:
-        adapter = self._adapter
-        reader = Reader(adapter.store, track=False)
+        engine = self._engine
+        reader = Reader(engine.store, track=False)
         step = Step("build")
         batches = 0
         while rows := await reader.scan(step, Space.INDEX, lo, span + _AFTER, _BATCH, reverse=False, join=True):
@@ -122,7 +119,7 @@ class IndexBuilder:
             if puts:
                 commit = RowCommit(checks=checks, index_puts=puts)
                 try:
-                    outcomes = await adapter.store.commit(RowBatch([commit], adapter.old_rows))
+                    outcomes = await engine.store.commit(RowBatch([commit], engine.old_rows))
                 except StaleFenceError:  # pragma: no cover - no fence was given
                     continue
                 outcome = outcomes[0]
@@ -139,7 +136,7 @@ class IndexBuilder:
 
     def _add_rows(self, puts: dict[bytes, int], index: CompositeIndex, key: bytes, payload: bytes) -> None:
         found = decode_key(key)
-        values = indexed_values(self._adapter.serializer.loads(found, payload, 0))
+        values = indexed_values(self._engine.serializer.loads(found, payload, 0))
         check_row_count(found, values, (index,))
         composite_rows(puts, index, found, encode_key(found), values)
 
@@ -152,14 +149,14 @@ class IndexBuilder:
                 raise BadRequestError(f"the index {definition} was deleted while it was being built")
             return catalog.with_entry(CatalogEntry(replace(entry.info, seen=seen), resume))
 
-        await self._adapter.change_catalog(change)
+        await self._engine.change_catalog(change)
 
     async def delete(self, definition: IndexDefinition, progress: Progress, *, finish: bool = True) -> None:
         """Take an index out of use, then remove its rows in batches, then forget it.
 
         :raises BadRequestError: if there is none
         """
-        adapter = self._adapter
+        engine = self._engine
 
         def mark(catalog: Catalog) -> Catalog | None:
             entry = catalog.find(definition)
@@ -169,20 +166,20 @@ class IndexBuilder:
                 return None
             return catalog.with_state(entry, IndexState.DELETING)
 
-        catalog = await adapter.change_catalog(mark)
+        catalog = await engine.change_catalog(mark)
         entry = catalog.find(definition)
         assert entry is not None
         if not finish:
             return
-        reader = Reader(adapter.store, track=False)
+        reader = Reader(engine.store, track=False)
         step = Step("delete")
         prefix = entry.index.prefix
         removed = 0
         while rows := await reader.scan(step, Space.INDEX, prefix, prefix + _AFTER, 1000, reverse=False, join=False):
             commit = RowCommit(index_deletes=[row[0] for row in rows])
-            await adapter.store.commit(RowBatch([commit], adapter.old_rows))
+            await engine.store.commit(RowBatch([commit], engine.old_rows))
             removed += len(rows)
             if progress is not None:
                 progress(removed)
         number = entry.info.number
-        await adapter.change_catalog(lambda catalog: catalog.without(number))
+        await engine.change_catalog(lambda catalog: catalog.without(number))

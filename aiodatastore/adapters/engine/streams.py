@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiodatastore.adapters.base import Page, ResultStream, RunOptions
+from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import NeedIndexError
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.execution import QueryRun
@@ -13,53 +14,50 @@ from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
 
-if TYPE_CHECKING:
-    from aiodatastore.adapters.engine.adapter import EngineAdapter
-
 __all__ = ["EngineStream"]
 
 
 class EngineStream(ResultStream):
     """A running query on the engine: planned again from where it stands if indexes change under it."""
 
-    def __init__(self, adapter: EngineAdapter, query: Query, options: RunOptions) -> None:
-        self._adapter = adapter
+    def __init__(self, engine: Engine, query: Query, options: RunOptions) -> None:
+        self._engine = engine
         self._query = query
         self._options = options
-        self._normal, self._plans = adapter.plan(query)
-        self._planned_with = adapter.catalog.version
-        self._bounds = adapter.bounds(query, self._normal)
-        self._reader = Reader(adapter.store, track=options.track)
+        self._normal, self._plans = engine.plan(query)
+        self._planned_with = engine.catalog.version
+        self._bounds = engine.bounds(query, self._normal)
+        self._reader = Reader(engine.store, track=options.track)
         self._missing: NeedIndexError | None = None
         self._done = not self._plans
         self._metadata = query.kind in METADATA_KINDS
         self._run = self._start()
 
     def _start(self) -> QueryRun:
-        adapter = self._adapter
+        engine = self._engine
         query = self._query
         if not self._metadata and any(not plan.ordered.exact for plan in self._plans):
-            self._missing = adapter.tell_missing_index(query)
+            self._missing = engine.tell_missing_index(query)
         return QueryRun(
             self._normal,
             self._plans,
             self._reader,
-            adapter.serializer,
+            engine.serializer,
             self._bounds,
-            sort_budget=adapter.sort_budget,
+            sort_budget=engine.sort_budget,
             page_size=self._options.page_size,
-            needed=lambda: adapter.needed(query),
+            needed=lambda: engine.needed(query),
         )
 
     async def next_page(self) -> Page:
         """Read until the page is full."""
         if self._metadata:
             return await self._metadata_page()
-        adapter = self._adapter
-        await adapter.refresh()
-        if adapter.catalog.version != self._planned_with:
-            self._normal, self._plans = adapter.plan(self._query)
-            self._planned_with = adapter.catalog.version
+        engine = self._engine
+        await engine.refresh()
+        if engine.catalog.version != self._planned_with:
+            self._normal, self._plans = engine.plan(self._query)
+            self._planned_with = engine.catalog.version
             self._run = self._start()
         if self._done:
             return Page([], self._bounds.start or None, False, self._reader.version or 0, self._positions([]))

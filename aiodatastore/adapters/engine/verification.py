@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.explain import Step
 from aiodatastore.indexing.rows import SYSTEM
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.rowstore import TAIL_KEY_MASK, Space
-
-if TYPE_CHECKING:
-    from aiodatastore.adapters.engine.adapter import EngineAdapter
 
 __all__ = ["check_store", "store_stats"]
 
@@ -23,9 +21,9 @@ _MAX_LINES = 100
 
 
 async def _pages(
-    adapter: EngineAdapter, space: Space, *, join: bool
+    engine: Engine, space: Space, *, join: bool
 ) -> AsyncIterator[list[tuple[bytes, int, int | None, bytes | None]]]:
-    reader = Reader(adapter.store, track=False)
+    reader = Reader(engine.store, track=False)
     step = Step("all")
     lo = b""
     hi = SYSTEM
@@ -39,7 +37,7 @@ def _mark(row: bytes, tail: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-async def check_store(adapter: EngineAdapter) -> list[str]:
+async def check_store(engine: Engine) -> list[str]:
     """A line for each disagreement of indexes and entities.
 
     Both are read once, and the sums of their rows' digests compared: constant memory. Only if they differ, or an
@@ -49,36 +47,36 @@ async def check_store(adapter: EngineAdapter) -> list[str]:
     lines: list[str] = []
     expected = [0, 0]
     actual = [0, 0]
-    async for page in _pages(adapter, Space.ENTITY, join=True):
+    async for page in _pages(engine, Space.ENTITY, join=True):
         for key, _, _, payload in page:
             try:
-                rows = adapter.old_rows(key, payload or b"")
+                rows = engine.old_rows(key, payload or b"")
             except CorruptDataError as exc:
                 lines.append(str(exc))
                 continue
             expected[0] += len(rows)
             for row, tail in rows.items():
                 expected[1] ^= _mark(row, tail)
-    async for page in _pages(adapter, Space.INDEX, join=False):
+    async for page in _pages(engine, Space.INDEX, join=False):
         actual[0] += len(page)
         for row, tail, _, _ in page:
             actual[1] ^= _mark(row, tail)
     if expected != actual:
-        lines += await _differences(adapter)
+        lines += await _differences(engine)
         if not lines:
             lines.append("the store changed while it was checked: check again when nobody writes")
     return lines
 
 
-async def _differences(adapter: EngineAdapter) -> list[str]:
+async def _differences(engine: Engine) -> list[str]:
     lines: list[str] = []
-    reader = Reader(adapter.store, track=False)
+    reader = Reader(engine.store, track=False)
     step = Step("check")
-    async for page in _pages(adapter, Space.INDEX, join=True):
+    async for page in _pages(engine, Space.INDEX, join=True):
         for row, tail, _, payload in page:
             key = row[-(tail & TAIL_KEY_MASK) :]
             try:
-                rows = {} if payload is None else adapter.old_rows(key, payload)
+                rows = {} if payload is None else engine.old_rows(key, payload)
                 name = repr(decode_key(key))
             except CorruptDataError as exc:
                 rows, name = {}, f"{key.hex()} ({exc})"
@@ -87,10 +85,10 @@ async def _differences(adapter: EngineAdapter) -> list[str]:
                 lines.append(f"index row {what}: {name}: {row[:80].hex()}")
         if len(lines) > _MAX_LINES:
             return [*lines[:_MAX_LINES], "and more"]
-    async for page in _pages(adapter, Space.ENTITY, join=True):
+    async for page in _pages(engine, Space.ENTITY, join=True):
         for key, _, _, payload in page:
             try:
-                rows = adapter.old_rows(key, payload or b"")
+                rows = engine.old_rows(key, payload or b"")
             except CorruptDataError:
                 continue
             for row in rows:
@@ -101,17 +99,17 @@ async def _differences(adapter: EngineAdapter) -> list[str]:
     return lines
 
 
-async def store_stats(adapter: EngineAdapter) -> dict[str, Any]:
+async def store_stats(engine: Engine) -> dict[str, Any]:
     """Entities, payload bytes and index rows of each kind, and what the engine knows of its size."""
     kinds: dict[tuple[str, str, str], list[int]] = {}
-    async for page in _pages(adapter, Space.ENTITY, join=True):
+    async for page in _pages(engine, Space.ENTITY, join=True):
         for key, _, _, payload in page:
             found = decode_key(key)
             counts = kinds.setdefault((found.project, found.namespace, found.kind), [0, 0, 0])
             counts[0] += 1
             counts[1] += len(key) + len(payload or b"")
-            counts[2] += len(adapter.old_rows(key, payload or b""))
-    _, version = await adapter.store.read([])
+            counts[2] += len(engine.old_rows(key, payload or b""))
+    _, version = await engine.store.read([])
     return {
         "kinds": [
             {
@@ -125,5 +123,5 @@ async def store_stats(adapter: EngineAdapter) -> dict[str, Any]:
             for (project, namespace, kind), (entities, size, rows) in sorted(kinds.items())
         ],
         "version": version,
-        "sizes": await adapter.store.sizes(),
+        "sizes": await engine.store.sizes(),
     }

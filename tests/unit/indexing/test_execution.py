@@ -354,7 +354,7 @@ def form(result: Any) -> Any:
     return result if isinstance(result, Key) else result.key
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     entities=st.lists(WORLD.entities(), max_size=25),
     queries=st.lists(WORLD.queries(), min_size=1, max_size=6),

@@ -1,0 +1,171 @@
+"""What all the engine's work has in common: the store, payloads, the catalog of indexes, and plans."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from time import monotonic
+
+from aiodatastore.entity import Entity
+from aiodatastore.errors import BadCursorError, NeedIndexError
+from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
+from aiodatastore.indexing.definitions import IndexDefinition
+from aiodatastore.indexing.encoding import decode_key, invert
+from aiodatastore.indexing.execution import Bounds
+from aiodatastore.indexing.normal import NormalQuery, normalize
+from aiodatastore.indexing.planner import BranchPlan, plan_branch
+from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values
+from aiodatastore.indexing.suggest import need_index
+from aiodatastore.query import Query
+from aiodatastore.rowstore import Capability, Record, RowBatch, RowCommit, RowPut, RowStore
+from aiodatastore.serializers import MsgpackSerializer, Serializer
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger("aiodatastore")
+
+_CATALOG_MAX_AGE_S = 1.0
+
+
+class Engine:
+    """A row store with its serializer and index catalog: plans queries, and makes the index rows of entities."""
+
+    def __init__(
+        self,
+        store: RowStore,
+        *,
+        require_indexes: bool = False,
+        sort_budget: int = 100_000,
+        serializer: Serializer | None = None,
+    ) -> None:
+        self.store = store
+        self.serializer: Serializer = serializer or MsgpackSerializer()
+        self.require_indexes = require_indexes
+        self.sort_budget = sort_budget
+        self.catalog = Catalog()
+        self._catalog_read_at = 0.0
+        self._told: set[IndexDefinition] = set()
+        self._needs: dict[tuple[bytes, int], NeedIndexError | None] = {}
+
+    # ---------------------------------------------------------------------------------------- plans
+
+    def plan(self, query: Query) -> tuple[NormalQuery, list[BranchPlan]]:
+        """The query in normal form and a plan for each branch, with the indexes as last read."""
+        normal = normalize(query)
+        serving = self.catalog.serving
+        plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
+        return normal, plans
+
+    def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
+        """Where a query starts and ends.
+
+        :raises BadCursorError: if a cursor belongs to another query
+        """
+        bounds = Bounds(skip=query.skip, limit=query.max_results)
+        for name, cursor in (("start", query.start_cursor), ("end", query.end_cursor)):
+            if cursor is None:
+                continue
+            position = cursor.position
+            if position and cursor.shape != query.shape:
+                raise BadCursorError(
+                    f"the {name} cursor was made by another query: use it with the same kind, ancestor, filters, "
+                    "orders and projection (or their reverse)"
+                )
+            turned = bool(position) and cursor.inverted != normal.key_descending
+            if turned:
+                position = invert(position)
+            if name == "start":
+                bounds.start, bounds.inclusive = position, turned
+            else:
+                bounds.end, bounds.end_excluded = position, turned
+        return bounds
+
+    def missing_index(self, query: Query) -> NeedIndexError | None:
+        """What App Engine would say of a query with the indexes that serve, by its rules."""
+        place = (query.shape, self.catalog.version)
+        if place not in self._needs:
+            if len(self._needs) > 1000:
+                self._needs.clear()
+            defined = [index.definition for found in self.catalog.serving.values() for index in found]
+            self._needs[place] = need_index(query, defined)
+        return self._needs[place]
+
+    def needed(self, query: Query) -> NeedIndexError:
+        """The error for a sort beyond the budget."""
+        missing = self.missing_index(query)
+        if missing is None:
+            return NeedIndexError(
+                f"more than {self.sort_budget} results would have to be sorted in memory, and no composite index "
+                "can serve this query: give it a limit, fewer orders, or raise sort_budget"
+            )
+        return NeedIndexError(
+            f"more than {self.sort_budget} results would have to be sorted in memory; give the query a limit, raise "
+            f"sort_budget, or define the index\n{missing.yaml}",
+            definition=missing.definition,
+            yaml=missing.yaml,
+            xml=missing.xml,
+        )
+
+    def tell_missing_index(self, query: Query) -> NeedIndexError | None:
+        """Log, once a definition, which index would serve a query that needs one."""
+        missing = self.missing_index(query)
+        if missing is not None and missing.definition not in self._told:
+            self._told.add(missing.definition)
+            _log.warning("a query runs without its composite index; this one would serve it:\n%s", missing.yaml)
+        return missing
+
+    # -------------------------------------------------------------------------------------- catalog
+
+    def take_catalog(self, record: Record | None) -> None:
+        """Use the catalog of a record just read."""
+        self._catalog_read_at = monotonic()
+        if (0 if record is None else record.version) != self.catalog.version:
+            self.catalog = Catalog.loads(record)
+
+    def refresh_now(self) -> bool:
+        """See other processes' indexes, if that needs no waiting; whether it did."""
+        records = self.store.read_now([CATALOG_KEY])
+        if records is None:
+            return False
+        self.take_catalog(records[0])
+        return True
+
+    async def refresh(self, *, force: bool = False) -> None:
+        """See indexes that other processes made: at once where reads are inline, else at most a second late."""
+        if not force and (
+            monotonic() - self._catalog_read_at < _CATALOG_MAX_AGE_S
+            if Capability.INLINE_READS not in self.store.capabilities
+            else self.refresh_now()
+        ):
+            return
+        records, _ = await self.store.read([CATALOG_KEY])
+        self.take_catalog(records[0])
+
+    async def change_catalog(self, change: Callable[[Catalog], Catalog | None]) -> Catalog:
+        """Replace the catalog by ``change`` of its newest state, until nobody came between; None: leave it."""
+        while True:
+            await self.refresh(force=True)
+            changed = change(self.catalog)
+            if changed is None:
+                return self.catalog
+            commit = RowCommit(
+                checks=[(CATALOG_KEY, self.catalog.version)], puts=[RowPut(CATALOG_KEY, changed.dumps(), {})]
+            )
+            outcome = (await self.store.commit(RowBatch([commit], self.old_rows)))[0]
+            if outcome.version is not None:
+                self.catalog = replace(changed, version=outcome.version)
+                return self.catalog
+
+    # ----------------------------------------------------------------------------------------- rows
+
+    def old_rows(self, key: bytes, payload: bytes) -> Mapping[bytes, int]:
+        """The index rows of a stored entity: what an overwrite or delete has to remove."""
+        if key.startswith(SYSTEM):
+            return {}
+        return self.entity_rows(self.serializer.loads(decode_key(key), payload, 0))
+
+    def entity_rows(self, entity: Entity) -> dict[bytes, int]:
+        """All index rows of an entity, composite ones included."""
+        key = entity.key
+        return index_rows(key, indexed_values(entity), self.catalog.maintained.get(key.kind, ()))
