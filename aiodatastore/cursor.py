@@ -15,6 +15,7 @@ __all__ = ["Cursor"]
 _VERSION: Final = 1
 _INVERTED: Final = 1
 _SHAPED: Final = 2
+_MIRRORED: Final = 4
 _SHAPE_BYTES: Final = 16
 _CHECKSUM_BYTES: Final = 8
 
@@ -26,7 +27,8 @@ class Cursor:
     A cursor is a position (sort values and key), not an offset: it stays where it is while data changes
     before and after it. It belongs to its query's ``shape``; another query refuses it.
     An empty ``position`` is before the first result, and a cursor without ``shape`` (a new one) is so for any
-    query. ``inverted`` says that the query that made it had descending keys.
+    query. ``inverted`` says that the query that made it had descending keys, ``mirrored`` that it was itself read
+    backwards from a cursor of its reverse: so is what goes on from here.
 
     >>> text = Cursor(b"position", b"0123456789abcdef").to_urlsafe()
     >>> Cursor.from_urlsafe(text).position
@@ -36,6 +38,7 @@ class Cursor:
     position: bytes = b""
     shape: bytes = b""
     inverted: bool = False
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if {type(self.position), type(self.shape)} != {bytes}:
@@ -45,7 +48,9 @@ class Cursor:
 
     def to_urlsafe(self) -> str:
         """The cursor as text of letters, digits, ``-`` and ``_`` alone: opaque, for URLs and templates."""
-        flags = (_INVERTED if self.inverted else 0) | (_SHAPED if self.shape else 0)
+        flags = (
+            (_INVERTED if self.inverted else 0) | (_SHAPED if self.shape else 0) | (_MIRRORED if self.mirrored else 0)
+        )
         body = bytes((_VERSION, flags)) + self.shape + self.position
         return base64.urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode()
 
@@ -69,9 +74,9 @@ class Cursor:
             raise BadCursorError(f"{text!r:.80} is no cursor, or it was damaged on its way")
         version, flags = body[0], body[1]
         start = 2 + (_SHAPE_BYTES if flags & _SHAPED else 0)
-        if version != _VERSION or flags & ~(_INVERTED | _SHAPED) or len(body) < start:
+        if version != _VERSION or flags & ~(_INVERTED | _SHAPED | _MIRRORED) or len(body) < start:
             raise BadCursorError(f"{text!r:.80} is a cursor of another version of this package")
-        cursor = cls(body[start:], body[2:start], bool(flags & _INVERTED))
+        cursor = cls(body[start:], body[2:start], bool(flags & _INVERTED), bool(flags & _MIRRORED))
         if cursor.to_urlsafe() != text:  # base64 has spare bits at its end
             raise BadCursorError(f"{text!r:.80} is no cursor, or it was damaged on its way")
         return cursor

@@ -474,7 +474,7 @@ class QueryRun:
         parent = self.root if len(plans) < 2 else self.root.add("union", f"of {len(plans)}")
         stages = [self._stage(plan, parent) for plan in plans]
         self._source: _Stage = stages[0] if len(stages) == 1 else _UnionStage(stages)
-        self._read_step = self.root.add("fetch", "entities by key") if self._context.join else self.root
+        self._read_step: Step | None = None
 
     def _stage(self, plan: BranchPlan, parent: Step) -> _Stage:
         if plan.filtered is not None:
@@ -531,11 +531,19 @@ class QueryRun:
                 items = [item for item in items if bounds.before_end(item[0])]
             if not items:
                 held, self._held = self._held, None
-                return [held] if held is not None and self.query.mirrored else []
+                return [held] if held is not None and self.query.mirrored and not self._is_cut(held) else []
             if self.query.distinct:
                 items = self._distinct(items)
             if items:
                 return items
+
+    def _is_cut(self, item: Item) -> bool:
+        """Whether the end is among the items equal to this one: then the one to give is behind it."""
+        bounds, count = self.bounds, self.query.distinct
+        if not bounds.end or not bounds.end_excluded:
+            return False
+        ends = self.query.prefix_end
+        return item[0][: ends(item[0], count)] == bounds.end[: ends(bounds.end, count)]
 
     def _distinct(self, items: list[Item]) -> list[Item]:
         """The first of equal ones: the last, where the query is read from its end."""
@@ -556,6 +564,8 @@ class QueryRun:
         missing = [place for place, item in enumerate(items) if item[4] is None]
         if not missing:
             return items
+        if self._read_step is None:
+            self._read_step = self.root.add("fetch", "entities by key")
         records = await self.reader.read(self._read_step, [items[place][1] for place in missing])
         found: list[Item | None] = list(items)
         for place, record in zip(missing, records, strict=True):

@@ -393,14 +393,14 @@ def normalize(query: Query) -> NormalQuery:
     trailing: dict[str, bool] = {}
     key_descending = False
     implied = orders
-    for order in () if key_only else query.orders:
+    for order in query.orders:
         if order.name == KEY:
             key_descending = order.descending
-            implied = trailing
+            implied = orders if key_only else trailing
             break
-        if not _is_constant(order.name, branches):
+        if not key_only and not _is_constant(order.name, branches):
             orders.setdefault(order.name, order.descending)
-    if not query.orders:
+    if not query.orders and not key_only:
         inequality = _shared_inequality(expanded, branches)
         if inequality is not None:
             orders[inequality] = False
@@ -411,8 +411,11 @@ def normalize(query: Query) -> NormalQuery:
         for name in (*ranged, *sorted(query.distinct_names), *sorted(query.projection)):
             if name not in orders:
                 implied.setdefault(name, False)
-    effective = tuple(OrderBy(name, descending) for name, descending in orders.items())
-    after_key = tuple(OrderBy(name, descending) for name, descending in trailing.items())
+    cursors = [cursor for cursor in (query.start_cursor, query.end_cursor) if cursor is not None and cursor.position]
+    mirrored = any((cursor.inverted != key_descending) != cursor.mirrored for cursor in cursors)
+    # What is implied and can't be spelled out (because nothing counts after the key) is not flipped by reversing.
+    effective = tuple(OrderBy(name, mirrored if key_only else descending) for name, descending in orders.items())
+    after_key = tuple(OrderBy(name, mirrored) for name in trailing)
     distinct = 0
     wanted = set(query.distinct_names)
     for component in effective:
@@ -420,8 +423,6 @@ def normalize(query: Query) -> NormalQuery:
             break
         wanted.discard(component.name)
         distinct += 1
-    cursors = [cursor for cursor in (query.start_cursor, query.end_cursor) if cursor is not None and cursor.position]
-    mirrored = any(cursor.inverted != key_descending for cursor in cursors)
     live = tuple(branch for branch in branches if not branch.empty)
     return NormalQuery(
         query, live, effective, after_key, key_descending, distinct, merged=len(expanded) > 1, mirrored=mirrored
