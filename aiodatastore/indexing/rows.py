@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALTERNATE_SHIFT",
+    "COMPOSITE_TAG",
     "MAX_INDEX_ROWS",
     "SYSTEM",
     "CompositeIndex",
@@ -58,6 +59,7 @@ __all__ = [
 MAX_INDEX_ROWS = 20_000
 ALTERNATE_SHIFT = 21
 
+COMPOSITE_TAG = 0x03
 SYSTEM = b"\xff"
 """What keys of the store's own records begin with: after every key, as no text begins so."""
 
@@ -84,7 +86,7 @@ class CompositeIndex:
     @property
     def prefix(self) -> bytes:
         """What its rows of every partition begin with."""
-        return b"\x03" + self.number.to_bytes(4, "big")
+        return bytes((COMPOSITE_TAG,)) + self.number.to_bytes(4, "big")
 
 
 @lru_cache(maxsize=4096)

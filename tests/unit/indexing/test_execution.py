@@ -270,6 +270,7 @@ async def test_an_index_is_kept_while_it_is_built_and_afterwards() -> None:
         definition = IndexDefinition("T", (("parity", "asc"), ("n", "asc")))
         info = await adapter.create_index(definition)
         assert info.state is IndexState.BUILDING
+        assert await adapter.check() == []
         await put(
             adapter, [Entity(Key("T", 5), {"n": 5000, "parity": 1}), Entity(Key("T", 9999), {"n": 1, "parity": 1})]
         )
@@ -280,6 +281,7 @@ async def test_an_index_is_kept_while_it_is_built_and_afterwards() -> None:
         assert await adapter.check() == []
         await adapter.delete_index(definition, finish=False)
         assert [info.state for info in await adapter.indexes()] == [IndexState.DELETING]
+        assert await adapter.check() == []
         with pytest.raises(BadRequestError, match="being deleted"):
             await adapter.create_index(definition)
         await adapter.delete_index(definition)
