@@ -464,7 +464,8 @@ class _Checker:
                     reader,
                 )
                 continue
-            if shared[: len(longest)] != longest:
+            both = min(len(shared), len(longest))
+            if shared[:both] != longest[:both]:
                 self._report(
                     "incompatible order",
                     f"two reads of list {item.name} cannot both be true",
@@ -472,8 +473,8 @@ class _Checker:
                     witness,
                     reader,
                 )
-                continue
-            longest, witness = elements, reader
+            elif elements[: len(longest)] == longest:
+                longest, witness = elements, reader
         item.set_order(list(longest))
 
     def _order_register(self, item: _Item) -> None:

@@ -21,7 +21,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import And, Or, PropertyFilter, Query
 from aiodatastore.values import Blob, GeoPoint, Text
 
-__all__ = ["Model", "ModelRow", "indexed_values", "rank", "same"]
+__all__ = ["Model", "ModelRow", "Position", "indexed_values", "rank", "same"]
 
 KEY = "__key__"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -332,25 +332,21 @@ class Model:
 
 def _sorting(query: Query, branches: Sequence[Branch]) -> list[tuple[str, bool]]:
     """What the results of all branches are ordered by, before their keys."""
-    if len(branches) == 1 and KEY in branches[0].wanted:
-        orders: list[tuple[str, bool]] = []
-    else:
-        orders = [(order.name, order.descending) for order in query.orders]
-    if len(branches) == 1:
-        (branch,) = branches
-        orders = [(name, falling) for name, falling in orders if name not in branch.wanted or name in branch.tests]
+    sorting: dict[str, bool] = {}
+    only = branches[0] if len(branches) == 1 else None
+    for order in query.orders if only is None or KEY not in only.wanted else ():
+        if only is None or order.name not in only.wanted or order.name in only.tests:
+            sorting.setdefault(order.name, order.descending)
+        if order.name == KEY:
+            break
     ranged = [name for name in branches[0].tests if all(name in each.tests for each in branches)]
     if not query.orders:
         ranged.sort(key=lambda name: name == KEY)  # any other property comes first
-        orders = [(name, False) for name in ranged[:1]]
+        sorting.update((name, False) for name in ranged[:1])
     if query.projection:
-        implied = (*ranged, *sorted(query.distinct_names), *sorted(query.projection))
-        orders += [(name, False) for name in implied if name != KEY]
-    sorting: dict[str, bool] = {}
-    for name, falling in orders:
-        sorting.setdefault(name, falling)
-        if name == KEY and not query.projection:
-            break
+        for name in (*ranged, *sorted(query.distinct_names), *sorted(query.projection)):
+            if name != KEY:
+                sorting.setdefault(name, False)
     return list(sorting.items())
 
 

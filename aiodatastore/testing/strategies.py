@@ -6,7 +6,8 @@ Two sizes: *wide* strategies (``keys()``, ``values()``, ``entities()``) for roun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -150,7 +151,7 @@ def entities(draw: st.DrawFn, key: SearchStrategy[Key] | None = None) -> Entity:
 # -------------------------------------------------------------------------------------- small worlds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """Few kinds, keys, properties and values, so that what is written is also found, overwritten and in order.
 
@@ -165,6 +166,9 @@ class World:
     )  # fmt: skip
     namespace: str = ""
 
+    # Strategies are built once a world: building them anew for each draw costs more than drawing.
+
+    @functools.cache  # noqa: B019  # a world lives as long as its module
     def keys(self) -> SearchStrategy[Key]:
         """Three generations: few enough that ancestors often exist."""
         roots = st.builds(
@@ -180,10 +184,12 @@ class World:
         )
         return st.one_of(roots, roots, children)
 
+    @functools.cache  # noqa: B019
     def single(self) -> SearchStrategy[Any]:
         """One of the world's values, mostly its few small integers, so that values repeat."""
         return st.one_of(st.integers(0, 3), st.sampled_from(self.values))
 
+    @functools.cache  # noqa: B019
     def property_values(self) -> SearchStrategy[Any]:
         """Single, list, unindexed and embedded values."""
         return st.one_of(
@@ -194,96 +200,117 @@ class World:
             st.dictionaries(st.sampled_from(("a", "b")), self.single(), max_size=2),
         )
 
-    @st.composite
-    @staticmethod
-    def _entities(draw: st.DrawFn, self: World) -> Entity:
-        properties = draw(st.dictionaries(st.sampled_from(self.names), self.property_values(), max_size=4))
-        rarely = st.booleans().flatmap(lambda first: st.booleans() if first else st.just(False))
-        unindexed = [name for name in properties if draw(rarely)]
-        return Entity(draw(self.keys()), properties, unindexed=unindexed)
-
+    @functools.cache  # noqa: B019
     def entities(self) -> SearchStrategy[Entity]:
         """Entities of this world."""
-        return World._entities(self)
+        properties = st.dictionaries(st.sampled_from(self.names), self.property_values(), max_size=4)
+        unindexed = st.one_of(st.just(()), st.just(()), st.sets(st.sampled_from(self.names), max_size=2))
+        return st.builds(_entity, self.keys(), properties, unindexed)
 
     # ----------------------------------------------------------------------------------- queries
 
-    def filters(self, name: str) -> SearchStrategy[PropertyFilter]:
-        """A filter on one property."""
+    @functools.cache  # noqa: B019
+    def filters(self, *names: str) -> SearchStrategy[PropertyFilter]:
+        """A filter on one of the properties."""
+        return st.one_of([self._filter(name) for name in names])
+
+    @functools.cache  # noqa: B019
+    def _filter(self, name: str) -> SearchStrategy[PropertyFilter]:
         value: SearchStrategy[Any] = self.keys() if name == "__key__" else self.single()
         plain = st.builds(PropertyFilter, st.just(name), st.sampled_from(("=", "=", "<", "<=", ">", ">=")), value)
         several = st.builds(
             PropertyFilter,
             st.just(name),
             st.sampled_from(("in", "in", "not in")),
-            st.lists(value, min_size=1, max_size=3).map(tuple),
+            st.lists(value, min_size=1, max_size=3),
         )
         other = st.builds(PropertyFilter, st.just(name), st.just("!="), value)
         return st.one_of(plain, plain, plain, several, other)
 
-    @st.composite
-    @staticmethod
-    def _queries(draw: st.DrawFn, self: World, kind: str | None, projections: bool, limits: bool) -> Query:
-        names = (*self.names, "a.b") if kind is not None else ()
-        query = Query(kind, namespace=self.namespace)
-        if draw(st.integers(0, 3)) == 0:
-            query = query.under(draw(self.keys()))
-        filterable = (*names, *names, "__key__")
-        for _ in range(draw(st.sampled_from((0, 0, 1, 1, 2, 3)))):
-            query = query.filter(draw(self.filters(draw(st.sampled_from(filterable)))))
-        if names and draw(st.integers(0, 5)) == 0:
-            parts = draw(st.lists(st.sampled_from(filterable).flatmap(self.filters), min_size=2, max_size=3))
-            nested: Any = Or(*parts)
-            if draw(st.booleans()):
-                nested = Or(And(*parts[:2]), draw(self.filters(draw(st.sampled_from(filterable)))))
-            query = query.filter(nested)
-        orders = st.builds(Order, st.sampled_from((*names, "__key__")), descending=st.booleans())
-        if names:
-            query = query.order(*draw(st.lists(orders, max_size=3)))
-        elif draw(st.booleans()):
-            query = query.order("__key__")
-        shape = draw(st.integers(0, 5))
-        if shape == 0:
-            query = query.keys_only()
-        elif shape == 1 and names and projections:
-            query = draw(_projected(query, self.names))
-        if limits:
-            query = query.limit(draw(st.one_of(st.none(), st.integers(0, 6)))).offset(
-                draw(st.sampled_from((0, 0, 0, 1, 2, 5)))
-            )
-        return query
+    @functools.cache  # noqa: B019
+    def _conditions(self, *names: str) -> SearchStrategy[list[Any]]:
+        """None to three filters, at times one of them nested."""
+        leaf = self.filters(*names)
+        either = st.builds(Or, leaf, leaf)
+        nested = st.one_of(either, st.builds(Or, st.builds(And, leaf, leaf), leaf), st.builds(And, leaf, either))
+        plain = st.lists(leaf, max_size=3)
+        return st.one_of(plain, plain, plain, st.builds(lambda some, other: [*some[:1], other], plain, nested))
 
+    @functools.cache  # noqa: B019
     def queries(self, *, projections: bool = True, limits: bool = True) -> SearchStrategy[Query]:
         """Queries of every form that has an answer; without ``limits`` also without offset."""
-        kinds = st.sampled_from((*self.kinds[:1] * 4, *self.kinds, None))
-        return kinds.flatmap(lambda kind: World._queries(self, kind, projections, limits)).filter(_moderate)
+        names = (*self.names, "a.b")
+        orders = st.builds(Order, st.sampled_from((*names, "__key__")), st.booleans())
+        counts = st.one_of(st.none(), st.integers(0, 6)) if limits else st.none()
+        skips = st.sampled_from((0, 0, 0, 1, 2, 5)) if limits else st.just(0)
+        ancestors = st.one_of(st.none(), st.none(), st.none(), self.keys())
+        of_kind = st.builds(
+            _query,
+            st.sampled_from((*self.kinds[:1] * 4, *self.kinds)),
+            st.just(self.namespace),
+            ancestors,
+            self._conditions(*names, *names, "__key__"),
+            st.lists(orders, max_size=3),
+            st.sampled_from((False, False, False, True)),
+            st.one_of(
+                st.just(()), st.just(()), st.lists(st.sampled_from(self.names), min_size=1, max_size=3, unique=True)
+            )
+            if projections
+            else st.just(()),
+            st.booleans(),
+            counts,
+            skips,
+        )
+        kindless = st.builds(
+            _query,
+            st.none(),
+            st.just(self.namespace),
+            ancestors,
+            self._conditions("__key__"),
+            st.lists(st.just(Order("__key__")), max_size=1),
+            st.booleans(),
+            st.just(()),
+            st.just(False),
+            counts,
+            skips,
+        )
+        return st.one_of(of_kind, of_kind, of_kind, of_kind, kindless).filter(_moderate)
+
+
+def _entity(key: Key, properties: dict[str, Any], unindexed: Collection[str]) -> Entity:
+    return Entity(key, properties, unindexed=[name for name in unindexed if name in properties])
+
+
+def _query(
+    kind: str | None,
+    namespace: str,
+    ancestor: Key | None,
+    conditions: list[Any],
+    orders: list[Order],
+    keys_only: bool,
+    projection: Sequence[str],
+    distinct: bool,
+    limit: int | None,
+    offset: int,
+) -> Query:
+    """A query of these parts; of the projection what is allowed beside the filters."""
+    query = Query(kind, namespace=namespace, filters=conditions, orders=orders, limit=limit, offset=offset)
+    if ancestor is not None:
+        query = query.under(ancestor)
+    leaves = [leaf for node in conditions for leaf in _leaves(node)]
+    equal = {leaf.name for leaf in leaves if str(leaf.op) in ("=", "in")}
+    projected = [name for name in projection if name not in equal]
+    if not projected:
+        return query.keys_only() if keys_only else query
+    query = query.project(*projected)
+    ranged = {leaf.name for leaf in leaves if str(leaf.op) not in ("=", "in")}
+    if distinct and ranged | {order.name for order in orders} <= set(projected):
+        return query.distinct()
+    return query
 
 
 def _leaves(node: Any) -> list[PropertyFilter]:
     return [node] if isinstance(node, PropertyFilter) else [leaf for part in node.filters for leaf in _leaves(part)]
-
-
-def _projected(query: Query, names: Sequence[str]) -> SearchStrategy[Query]:
-    """The query with a projection that is allowed beside its filters, at times distinct."""
-    leaves = [leaf for node in query.filters for leaf in _leaves(node)]
-    equal = {leaf.name for leaf in leaves if str(leaf.op) in ("=", "in")}
-    free = [name for name in names if name not in equal]
-    if not free:
-        return st.just(query)
-
-    @st.composite
-    def draw_it(draw: st.DrawFn) -> Query:
-        projection = draw(st.lists(st.sampled_from(free), min_size=1, max_size=3, unique=True))
-        projected = query.project(*projection)
-        ranged = {leaf.name for leaf in leaves if str(leaf.op) not in ("=", "in")} - {"__key__"}
-        ordered = [order.name for order in query.orders if order.name not in equal]
-        leading = ordered[: len(projection)]
-        if ranged <= set(projection) and set(leading) <= set(projection) and draw(st.booleans()):
-            if "__key__" not in ordered and set(ordered) <= set(projection):
-                return projected.distinct()
-        return projected
-
-    return draw_it()
 
 
 def _moderate(query: Query) -> bool:

@@ -48,6 +48,8 @@ class IndexTests(StoreTests):
     ) -> None:
         """Built over existing data, maintained by later writes, deleted again."""
         await clear(ds)
+        for info in await ds.indexes():
+            await ds.delete_index(info.definition)
         model = await fill(ds, entities)
         chosen = sorted(definitions, key=repr)
         for definition in chosen:

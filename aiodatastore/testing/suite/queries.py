@@ -17,7 +17,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import BadFilterError, BadQueryError, BadRequestError, BadValueError, DatastoreError
 from aiodatastore.key import Key
 from aiodatastore.query import And, Or, PropertyFilter, Query
-from aiodatastore.testing.model import Model
+from aiodatastore.testing.model import Model, indexed_values
 from aiodatastore.testing.strategies import LOOK_ALIKE_NAMES, LOOK_ALIKES, World
 from aiodatastore.testing.suite.base import StoreTests, assert_same, examples, numbered
 from aiodatastore.values import Blob, GeoPoint, Text
@@ -422,9 +422,6 @@ async def _take(running: Any, count: int) -> Any:
 
 
 def _numbers(entity: Entity, name: str) -> list[float]:
-    """What an aggregate adds up of one entity."""
-    value = entity.get(name)
-    if name in entity.unindexed:
-        return []
-    items = value if isinstance(value, list) else [value]
-    return [item for item in items if type(item) in (int, float)]
+    """What an aggregate adds up of one entity: its only value, if that is a number."""
+    items = list(indexed_values(entity).get(name, {}).values())
+    return items if len(items) == 1 and type(items[0]) in (int, float) else []

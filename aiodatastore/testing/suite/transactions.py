@@ -227,7 +227,7 @@ class TransactionTests(StoreTests):
                 await ds.delete(Key("P", 1, "K", 9))
                 await ds.delete(Key("P", 1, "K", 3))
             else:
-                await ds.put(x(Key("P", 1, "K", 2), 3))
+                await ds.put(x(Key("P", 1, "K", 2), 0))
             with pytest.raises(TransactionFailedError):
                 await txn.commit()
         assert await ds.get(Key("Seen", look)) is None
