@@ -47,7 +47,7 @@ GROUPS = 1
 GROUPS_XG = 25
 RETRIES = 3
 FALLBACK_ID = 10**15
-MAX_CHOICES = 64
+MAX_CHOICES = 1000
 
 
 class RefusedError(Exception):
