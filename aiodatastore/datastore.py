@@ -92,7 +92,8 @@ class Datastore:
     that need a composite index raise ``NeedIndexError`` instead of running without. ``index_yaml`` (App Engine's
     ``index.yaml``: its text, or a path that ends so) declares composite indexes; those that are missing are built when
     the datastore is opened. ``app_engine_rules``: refuse what App Engine would (queries are strict, nothing is
-    embedded). ``page_size``: results read at once. ``timeout``: seconds for every call that names none.
+    embedded). ``page_size``: results read at once. ``timeout``: seconds for every read, write and page of results
+    that names none (not for whole transactions).
     ``sort_budget``: results that a sort without an index may hold. Other ``options`` are the adapter's.
 
     :raises BadArgumentError: a malformed URL, an unknown option
@@ -365,6 +366,24 @@ class Datastore:
         :raises DeadlineExceededError: if ``timeout`` seconds passed before it was sent. What was sent is waited
             for, so that the outcome is known.
         """
+        if type(entities) is Entity and if_version is None and timeout is None and self.timeout is None:
+            channel = self._channel
+            key = entities.key
+            if (
+                channel is not None
+                and current_frame.get() is None
+                and type(key) is Key
+                and key._pairs[-1][1] is not None
+            ):
+                # The shortest way, for the most common case.
+                entities.validate(self.app_engine_rules)
+                commit = Commit({}, (), (Put(entities.snapshot()),), channel.commits.token())
+                outcome, cancelled = await channel.commit(commit)
+                assert outcome.version is not None  # there was nothing to check
+                entities.version = outcome.version
+                if cancelled is not None:
+                    raise cancelled
+                return key
         check_timeout(timeout)
         transaction = transaction_of(self)
         if transaction is not None:

@@ -142,6 +142,17 @@ class _View:
     def empty(self) -> bool:
         return not self.reads and not self.spans
 
+    def note(self, key: Key, version: int, since: int, until: int) -> bool:
+        """:meth:`admit` of one entity, where that needs no waiting; False: nothing was added."""
+        if since > self.until or until < self.since or key in self.reads:
+            return False
+        if self._lock is not None and self._lock.locked():
+            return False
+        self.reads[key] = version
+        self.since = max(self.since, since)
+        self.until = min(self.until, until)
+        return True
+
     async def admit(
         self,
         channel: Channel,
@@ -321,6 +332,18 @@ class Transaction:
 
         :raises TransactionFailedError: if what was read before has changed; the transaction is at its end then
         """
+        timeout = self._datastore.timeout if timeout is None else timeout
+        if type(keys) is Key and timeout is None and keys._pairs[-1][1] is not None:
+            # The shortest way, for the most common case.
+            self.check_usable()
+            write = self._buffered(keys) if self._writes or self._parent is not None else None
+            if write is None:
+                if keys not in self._view.entities:
+                    await self._read_one(keys)
+                one = self._view.entities[keys]
+            else:
+                one = write.entity
+            return None if one is None else one.snapshot()
         check_timeout(timeout)
         wanted, single = complete_keys(keys)
         self.check_usable()
@@ -372,6 +395,20 @@ class Transaction:
             for key, entity in zip(chunk, found.entities, strict=True):
                 self._view.entities.setdefault(key, entity)
 
+    async def _read_one(self, key: Key) -> None:
+        """Bring a key into the view."""
+        if self._queues and not self._line:
+            await self._stand_in_line((key,))
+        found = await self._channel.lookup((key,))
+        self.check_usable()
+        entity = found.entities[0]
+        view = self._view
+        version, since = (0, found.version) if entity is None else (entity.version, entity.version)
+        if not view.note(key, version, since, found.version):
+            await view.admit(self._channel, {key: version}, (), since, found.version)
+            self.check_usable()
+        view.entities.setdefault(key, entity)
+
     async def _stand_in_line(self, keys: Iterable[Key]) -> None:
         # In one line at most, and only with nothing held: so that lines can't wait for each other.
         contention = self._datastore._contention
@@ -405,6 +442,7 @@ class Transaction:
     async def put(self, entities: Any, *, if_version: Any = None, timeout: float | None = None) -> Any:
         """As ``Datastore.put``; written when the transaction commits. Conditions are judged at once."""
         check_timeout(timeout)
+        timeout = self._datastore.timeout if timeout is None else timeout
         return await within(timeout, self._put(entities, _Condition.NONE, if_version))
 
     @overload
@@ -414,6 +452,7 @@ class Transaction:
     async def insert(self, entities: Any, *, timeout: float | None = None) -> Any:
         """As ``Datastore.insert``; the absence is part of what the commit verifies."""
         check_timeout(timeout)
+        timeout = self._datastore.timeout if timeout is None else timeout
         return await within(timeout, self._put(entities, _Condition.ABSENT, None))
 
     @overload
@@ -423,6 +462,7 @@ class Transaction:
     async def update(self, entities: Any, *, timeout: float | None = None) -> Any:
         """As ``Datastore.update``; the entity's version is part of what the commit verifies."""
         check_timeout(timeout)
+        timeout = self._datastore.timeout if timeout is None else timeout
         return await within(timeout, self._put(entities, _Condition.PRESENT, None))
 
     async def delete(self, keys: Any, *, if_version: Any = None, timeout: float | None = None) -> None:
@@ -432,6 +472,7 @@ class Transaction:
         expected = expected_versions(if_version, len(wanted), single)
         self._check_writable()
         if if_version is not None:
+            timeout = self._datastore.timeout if timeout is None else timeout
             await within(timeout, self._expect(wanted, expected))
             self._check_writable()
         for key in wanted:
@@ -441,6 +482,8 @@ class Transaction:
     async def _put(self, value: Any, condition: _Condition, if_version: Any) -> Any:
         self._check_writable()
         entities, single = entities_to_write(value, strict=self._datastore.app_engine_rules)
+        if single and if_version is None and condition is _Condition.NONE and entities[0].key.is_complete:
+            return self._buffer(entities, [entities[0].snapshot()], (), True)
         expected = expected_versions(if_version, len(entities), single)
         copies = [entity.snapshot() for entity in entities]
         for entity, version in zip(copies, expected, strict=True):

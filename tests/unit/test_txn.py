@@ -577,6 +577,29 @@ async def test_nested_writes_join_or_vanish() -> None:
         assert await number(ds, C) == 1
 
 
+async def test_a_nested_one_that_outlives_its_outer_one_writes_nothing() -> None:
+    ds, _ = store()
+    async with ds:
+        go, errors = anyio.Event(), []
+
+        async def late() -> None:
+            try:
+                async with ds.transaction(propagation=Propagation.NESTED):
+                    await ds.put(entity(B, 1))
+                    await go.wait()
+            except TransactionClosedError as exc:
+                errors.append(exc)
+
+        async with anyio.create_task_group() as group:
+            async with ds.transaction():
+                await ds.put(entity(A, 1))
+                group.start_soon(late)
+                await anyio.wait_all_tasks_blocked()
+            go.set()
+        assert len(errors) == 1
+        assert [await number(ds, key) for key in (A, B)] == [1, None]
+
+
 async def test_a_conflict_inside_a_nested_one_runs_the_whole_again() -> None:
     ds, _ = store()
     async with ds:
@@ -1092,6 +1115,19 @@ async def test_timeouts_of_transactions() -> None:
             raise Rollback
 
 
+async def test_the_datastores_timeout_holds_inside() -> None:
+    ds, adapter = store(timeout=0.02)
+    async with ds:
+        adapter.before_lookup = lambda: anyio.sleep(1)
+        for operation in (lambda: ds.get(A), lambda: ds.get([A]), lambda: ds.insert(entity(A))):
+            transaction = ds.begin()
+            async with ds.transaction():
+                with pytest.raises(DeadlineExceededError):
+                    await operation()
+            with pytest.raises(DeadlineExceededError):
+                await transaction.get(A)
+
+
 async def test_a_commit_that_can_not_be_sent_fails() -> None:
     ds, adapter = store()
     async with ds:
@@ -1161,6 +1197,26 @@ async def test_lines_are_first_come_first_served_and_survive_cancellation() -> N
         contention.leave(A)
     assert order == [1, 2]
     assert contention.hot([A]) is None
+
+
+async def test_a_task_that_gets_its_turn_too_late_leaves_the_line() -> None:
+    ds, _ = store()
+    async with ds:
+        await ds.put(entity(A))
+        assert await ds._contention.enter(A)
+        async with anyio.create_task_group() as group:
+
+            async def late() -> None:
+                with pytest.raises(TransactionClosedError):
+                    await ds.get(A)
+
+            async def body() -> None:
+                group.start_soon(late)
+                await anyio.wait_all_tasks_blocked()
+
+            await ds.run_in_transaction(body)
+            ds._contention.leave(A)
+        assert not ds._contention._lines
 
 
 async def test_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
