@@ -19,6 +19,8 @@ import anyio
 import pytest
 
 from aiodatastore import Datastore, Entity, Key
+from aiodatastore.adapters.engine import EngineAdapter
+from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.errors import BadArgumentError, BadRequestError
 from aiodatastore.testing import conformance
 from aiodatastore.testing.conformance import FILES, Report, Verdict, run_corpus
@@ -60,6 +62,16 @@ def test_under_trio() -> None:
         return await run_corpus(CORPUS, lambda **options: Datastore("memory://", **options), only=["transactions"])
 
     report = anyio.run(main, backend="trio")
+    assert report.ok, "\n".join(report.lines())
+
+
+def test_adapter_of_ones_own() -> None:
+    """What has no URL: the options that concern the adapter are given to it."""
+
+    def open_datastore(require_indexes: bool = False, **options: Any) -> Datastore:
+        return Datastore(EngineAdapter(MemoryRowStore(), require_indexes=require_indexes), **options)
+
+    report = anyio.run(lambda: run_corpus(CORPUS, open_datastore, only=["indexes", "allocate_ids"]))
     assert report.ok, "\n".join(report.lines())
 
 
