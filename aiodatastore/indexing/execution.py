@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import NeedIndexError
@@ -23,7 +23,9 @@ from aiodatastore.indexing.planner import Access, BranchPlan
 from aiodatastore.indexing.rows import ALTERNATE_SHIFT, indexed_values
 from aiodatastore.indexing.scanning import OrderedRows, Reader, Rest
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Record
-from aiodatastore.serializers import Serializer
+
+if TYPE_CHECKING:
+    from aiodatastore.serializers import Serializer
 
 __all__ = ["Bounds", "Item", "QueryRun"]
 

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--url", help=f"where to put them; by default {DEFAULT_FILE}, which is made anew (other stores are updated)"
     )
     parser.add_argument("--tasks", type=int, default=64, help="tasks that move people side by side (64)")
-    parser.add_argument("--moves", type=int, default=50, help="transactions of each task (50)")
+    parser.add_argument("--moves", type=int, default=25, help="transactions of each task (25)")
     options = parser.parse_args(arguments)
     logging.getLogger("aiodatastore").setLevel(logging.ERROR)  # what it would log of missing indexes, the plans show
     anyio.run(demo, options)

@@ -100,7 +100,7 @@ def _run_python(block: Block, namespace: dict[str, Any], page: Path, runner: asy
                 exc.add_note(f"in the example at {page.name}:{statement.lineno}")
                 raise
         else:
-            assert expected is None, f"{page.name}:{statement.lineno} did not raise {expected and expected[1]}"
+            assert expected is None, f"{page.name}:{statement.lineno} did not raise"
     return printed.getvalue()
 
 

@@ -1,0 +1,151 @@
+"""What the documentation lists is what there is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import pkgutil
+import re
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+import aiodatastore
+from aiodatastore import errors
+from tests.docs.fences import ROOT
+
+DOCS = ROOT / "docs"
+REFERENCE = "".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("reference*.md")))
+DIRECTIVES = dict(re.findall(r"^::: (\S+)\n(?: +options: (.*))?", REFERENCE, re.MULTILINE))
+
+INTERNAL = set(re.findall(r"`([\w.*]+)`", REFERENCE.partition("## Inside")[2].partition("# Reference")[0]))
+
+
+def modules() -> Iterator[str]:
+    for module in pkgutil.walk_packages(aiodatastore.__path__, "aiodatastore."):
+        if not module.name.endswith("__main__"):
+            yield module.name
+
+
+def described(module: str, name: str) -> bool:
+    """Whether a directive shows this name."""
+    if f"{module}.{name}" in DIRECTIVES:
+        return True
+    options = DIRECTIVES.get(module)
+    if options is None:
+        return False
+    members = yaml.safe_load(options).get("members") if options else None
+    return members is None or name in members
+
+
+def test_every_name_of_the_package_is_in_the_reference() -> None:
+    missing = [
+        name
+        for name in aiodatastore.__all__
+        if name != "__version__"
+        and f"aiodatastore.{name}" not in DIRECTIVES
+        and not described(getattr(aiodatastore, name).__module__, name)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_every_module_is_in_the_reference_or_listed_as_internal(module: str) -> None:
+    public = importlib.import_module(module).__all__
+    above = itertools.accumulate(module.split("."), "{}.{}".format)
+    if module in INTERNAL or any(f"{package}.*" in INTERNAL for package in above if package != module):
+        return
+    missing = [name for name in public if not described(module, name) and not _described_elsewhere(module, name)]
+    assert missing == []
+
+
+def _described_elsewhere(module: str, name: str) -> bool:
+    """Shown by the package that exports it."""
+    if name in aiodatastore.__all__ and f"aiodatastore.{name}" in DIRECTIVES:
+        return True
+    parts = module.split(".")
+    homes = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    if module == "aiodatastore.adapters.base":
+        homes.append("aiodatastore.rowstore")
+    return any(
+        described(home, name) and name in getattr(importlib.import_module(home), "__all__", ()) for home in homes
+    )
+
+
+def test_directives_name_what_exists() -> None:
+    for path, options in DIRECTIVES.items():
+        try:
+            found = importlib.import_module(path)
+        except ImportError:
+            home, _, name = path.rpartition(".")
+            assert hasattr(importlib.import_module(home), name), path
+        else:
+            members = yaml.safe_load(options).get("members", []) if options else []
+            assert [member for member in members if not hasattr(found, member)] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == {page.name for page in DOCS.glob("*.md")}
+
+
+# ----------------------------------------------------------------------------------------------- errors
+
+CLASSES = {
+    name: found
+    for name, found in vars(errors).items()
+    if inspect.isclass(found) and issubclass(found, errors.DatastoreError)
+}
+
+
+def drawn_tree(text: str) -> dict[str, set[str]]:
+    """Of each error in a drawn tree, the errors it is drawn below."""
+    lines = text[text.index("DatastoreError\n") :].partition("```")[0].splitlines()
+    tree: dict[str, set[str]] = {"DatastoreError": set()}
+    above: list[str] = ["DatastoreError"]
+    for line in lines[1:]:
+        found = re.match(r"([│ ]*)[├└]── (\w+)", line)
+        if found is None:
+            break
+        depth = len(found[1]) // 4 + 1
+        del above[depth:]
+        tree.setdefault(found[2], set()).add(above[-1])
+        above.append(found[2])
+    return tree
+
+
+def test_the_page_of_errors_draws_the_tree() -> None:
+    drawn = drawn_tree((DOCS / "errors.md").read_text(encoding="utf-8"))
+    real = {
+        name: {base.__name__ for base in found.__bases__ if issubclass(base, errors.DatastoreError)}
+        for name, found in CLASSES.items()
+    }
+    assert drawn == real
+
+
+def test_the_page_of_errors_says_which_are_builtin_errors_too() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    for name, found in CLASSES.items():
+        for base in found.__bases__:
+            if base.__module__ == "builtins" and base is not Exception:
+                assert re.search(rf"{name} +also {base.__name__}$", page, re.MULTILINE), (name, base)
+
+
+def test_the_module_of_errors_draws_the_same_names() -> None:
+    assert errors.__doc__ is not None
+    assert set(re.findall(r"[├└]── (\w+)", errors.__doc__)) | {"DatastoreError"} == set(CLASSES) == set(errors.__all__)
+
+
+# ----------------------------------------------------------------------------------------- capabilities
+
+
+def test_the_table_of_capabilities_is_true() -> None:
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (yes|no) \| (yes|no) \|", page, re.MULTILINE)
+    assert {row[0] for row in rows} == {str(capability) for capability in aiodatastore.Capability}
+    stores = [aiodatastore.Datastore(url) for url in ("memory://", "sqlite:///never-opened.db")]
+    for name, *promised in rows:
+        capability = aiodatastore.Capability(name)
+        assert [promise == "yes" for promise in promised] == [capability in store.capabilities for store in stores]
