@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import random
 import sqlite3
 import threading
 import time
@@ -210,18 +211,27 @@ class SQLiteRowStore(RowStore):
                 self._check_path()
                 writer = self._connect(self._cache_kib, self._busy_timeout_s)
                 self._prepare(writer)
-                # Without a timeout: whoever holds the loop's thread must not wait for a lock.
-                reader = self._connect(self._cache_kib, 0.0)
+                reader = self._connect(self._cache_kib, self._busy_timeout_s)
                 reader.execute(_VERSION).fetchall()
+                for mine in (writer, reader):  # both read on the loop's thread, which must not wait for locks
+                    mine.execute("PRAGMA busy_timeout = 0")
         except BaseException:
             for connection in (reader, writer):
                 if connection is not None:
                     connection.close()
             raise
         self._writer, self._reader = writer, reader
-        self._execute = reader.cursor().execute
+        self._executes = {connection: connection.cursor().execute for connection in (writer, reader)}
         self._state = "open"
+        self._read_inline_on(writer)
         _open_stores.add(self)
+
+    def _read_inline_on(self, connection: sqlite3.Connection) -> None:
+        """Inline reads use the writing connection while it does not write: a connection forgets its page cache
+        whenever another one has written."""
+        if self._state == "open":
+            self._inline_on = connection
+            self._execute = self._executes[connection]
 
     def _check_path(self) -> None:
         if not self._path.parent.is_dir():
@@ -280,7 +290,7 @@ class SQLiteRowStore(RowStore):
     def _create(self, writer: sqlite3.Connection) -> None:
         writer.execute(f"PRAGMA page_size = {self._page_size}")
         self._enter_wal_mode(writer)
-        with _transaction(writer, "IMMEDIATE"):
+        with _transaction(writer, wait_s=self._busy_timeout_s):
             if not self._is_ours(writer):  # unless another process has made it just now
                 for statement in _SCHEMA.split(";"):
                     writer.execute(statement)
@@ -370,9 +380,10 @@ class SQLiteRowStore(RowStore):
 
     async def count(self, span: Span) -> SpanCount:
         # How much there is to count is not known before: count a little inline, and all of it elsewhere.
-        some = await self._run(True, partial(_count, span, INLINE_COUNT + 1))
-        if some.rows <= INLINE_COUNT:
-            return some
+        if time.perf_counter() >= self._inline_from:
+            some = await self._run(True, partial(_count, span, INLINE_COUNT + 1))
+            if some.rows <= INLINE_COUNT:
+                return some
         return await self._run(False, partial(_count, span, -1))
 
     async def sizes(self) -> dict[str, int]:
@@ -402,11 +413,12 @@ class SQLiteRowStore(RowStore):
     def _inline(self, work: Work[T]) -> T:
         if self._state != "open":
             self._refuse()
-        execute = self._reader.execute  # no context managers here: they would cost as much as a statement
+        connection = self._inline_on
+        execute = connection.execute  # no context managers here: they would cost as much as a statement
         try:
             execute("BEGIN")
             try:
-                return work(self._reader, False)
+                return work(connection, False)
             finally:
                 execute("COMMIT")
         except sqlite3.Error as exc:
@@ -423,7 +435,7 @@ class SQLiteRowStore(RowStore):
             try:
                 if self._state != "open":
                     self._refuse()
-                with _transaction(connection, "DEFERRED"):
+                with _transaction(connection):
                     return work(connection, True)
             finally:
                 if self._state == "open":
@@ -465,11 +477,15 @@ class SQLiteRowStore(RowStore):
         async with self._turn:
             if self._state != "open":
                 self._refuse()
-            return await _to_the_end(partial(self._write_now, work), self._writer_limit)
+            self._read_inline_on(self._reader)
+            try:
+                return await _to_the_end(partial(self._write_now, work), self._writer_limit)
+            finally:
+                self._read_inline_on(self._writer)
 
     def _write_now(self, work: Work[T]) -> T:
         with _mapped(self._path):
-            with _transaction(self._writer, "IMMEDIATE"):
+            with _transaction(self._writer, wait_s=self._busy_timeout_s):
                 answer = work(self._writer, True)
             if self._wal_bytes() > self._truncate_at:
                 self._truncate_wal()
@@ -492,7 +508,7 @@ class SQLiteRowStore(RowStore):
         except sqlite3.OperationalError:
             pass  # the commit itself is done; what is wrong with the disk will show in the next
         finally:
-            self._writer.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout_s * 1000)}")
+            self._writer.execute("PRAGMA busy_timeout = 0")
         self._truncate_at = max(4 * self._checkpoint_bytes, self._wal_bytes() + self._checkpoint_bytes)
 
 
@@ -500,10 +516,14 @@ class SQLiteRowStore(RowStore):
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection, mode: str) -> Iterator[None]:
+def _transaction(connection: sqlite3.Connection, *, wait_s: float | None = None) -> Iterator[None]:
+    """A transaction that reads; or with ``wait_s``, one that writes, if the lock can be had within that time."""
     if connection.in_transaction:  # the last one could not even be rolled back
         connection.execute("ROLLBACK")
-    connection.execute(f"BEGIN {mode}")
+    if wait_s is None:
+        connection.execute("BEGIN")
+    else:
+        _begin_to_write(connection, wait_s)
     try:
         yield
         connection.execute("COMMIT")
@@ -512,6 +532,21 @@ def _transaction(connection: sqlite3.Connection, mode: str) -> Iterator[None]:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         raise
+
+
+def _begin_to_write(connection: sqlite3.Connection, wait_s: float) -> None:
+    # SQLite's own waiting soon sleeps 100 ms at a time, and this connection must not wait when it reads inline.
+    give_up, pause_s = time.monotonic() + wait_s, 0.0005
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(2 * pause_s, 0.02)
+        else:
+            return
 
 
 @lru_cache(maxsize=256)
