@@ -119,7 +119,7 @@ class MsgpackSerializer:
         try:
             if payload[0] != 1:
                 raise ValueError(f"format {payload[0]}")
-            body = _decode(memoryview(payload)[1:])
+            body = _decode(payload[1:])  # copying a usual payload takes less than making a view of it
             unindexed = frozenset(body[1]) if len(body) > 1 else _NOTHING
             return Entity._make(key, body[0], unindexed, version)
         except (ValueError, IndexError, TypeError, msgspec.DecodeError) as exc:

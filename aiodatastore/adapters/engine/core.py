@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from time import monotonic
+from typing import Any
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadCursorError, NeedIndexError
@@ -17,15 +18,17 @@ from aiodatastore.indexing.normal import NormalQuery, normalize
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
 from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values
 from aiodatastore.indexing.suggest import need_index
-from aiodatastore.query import Query
-from aiodatastore.rowstore import Capability, Record, RowBatch, RowCommit, RowPut, RowStore
+from aiodatastore.key import Key
+from aiodatastore.query import PropertyFilter, Query
+from aiodatastore.rowstore import Record, RowBatch, RowCommit, RowPut, RowStore
 from aiodatastore.serializers import MsgpackSerializer, Serializer
 
-__all__ = ["Engine"]
+__all__ = ["CATALOG_MAX_AGE_S", "Engine"]
 
 _log = logging.getLogger("aiodatastore")
 
-_CATALOG_MAX_AGE_S = 1.0
+CATALOG_MAX_AGE_S = 0.2
+_MAX_PLANS = 512
 
 
 class Engine:
@@ -47,14 +50,28 @@ class Engine:
         self._catalog_read_at = 0.0
         self._told: set[IndexDefinition] = set()
         self._needs: dict[tuple[bytes, int], NeedIndexError | None] = {}
+        self._plans: dict[Hashable, tuple[NormalQuery, list[BranchPlan]]] = {}
+        self._planned_with = self.catalog
 
     # ---------------------------------------------------------------------------------------- plans
 
     def plan(self, query: Query) -> tuple[NormalQuery, list[BranchPlan]]:
-        """The query in normal form and a plan for each branch, with the indexes as last read."""
+        """The query in normal form and a plan for each branch, with the indexes as last read.
+
+        Plans of the same query are made once: they hold no limit, offset or cursor.
+        """
+        catalog = self.catalog
+        if catalog is not self._planned_with or len(self._plans) > _MAX_PLANS:
+            self._plans, self._planned_with = {}, catalog
+        name = _plan_name(query)
+        known = None if name is None else self._plans.get(name)
+        if known is not None:
+            return known
         normal = normalize(query)
-        serving = self.catalog.serving
+        serving = catalog.serving
         plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
+        if name is not None:
+            self._plans[name] = normal, plans
         return normal, plans
 
     def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
@@ -123,24 +140,21 @@ class Engine:
         if (0 if record is None else record.version) != self.catalog.version:
             self.catalog = Catalog.loads(record)
 
-    def refresh_now(self) -> bool:
-        """See other processes' indexes, if that needs no waiting; whether it did."""
-        records = self.store.read_now([CATALOG_KEY])
-        if records is None:
-            return False
-        self.take_catalog(records[0])
-        return True
+    def refresh_now(self) -> None:
+        """As :meth:`refresh`, where that needs no waiting."""
+        if monotonic() - self._catalog_read_at > CATALOG_MAX_AGE_S:
+            records = self.store.read_now([CATALOG_KEY])
+            if records is not None:
+                self.take_catalog(records[0])
 
     async def refresh(self, *, force: bool = False) -> None:
-        """See indexes that other processes made: at once where reads are inline, else at most a second late."""
-        if not force and (
-            monotonic() - self._catalog_read_at < _CATALOG_MAX_AGE_S
-            if Capability.INLINE_READS not in self.store.capabilities
-            else self.refresh_now()
-        ):
-            return
-        records, _ = await self.store.read([CATALOG_KEY])
-        self.take_catalog(records[0])
+        """See indexes that other processes made or removed, at most :data:`CATALOG_MAX_AGE_S` late.
+
+        That is soon enough: an index serves before anybody uses it, and is removed only after nobody does.
+        """
+        if force or monotonic() - self._catalog_read_at > CATALOG_MAX_AGE_S:
+            records, _ = await self.store.read([CATALOG_KEY])
+            self.take_catalog(records[0])
 
     async def change_catalog(self, change: Callable[[Catalog], Catalog | None]) -> Catalog:
         """Replace the catalog by ``change`` of its newest state, until nobody came between; None: leave it."""
@@ -169,3 +183,38 @@ class Engine:
         """All index rows of an entity, composite ones included."""
         key = entity.key
         return index_rows(key, indexed_values(entity), self.catalog.maintained.get(key.kind, ()))
+
+
+_NAMED = frozenset((type(None), bool, int, str, bytes, Key))
+"""Values that are equal only where they are the same to an index, given their type: 0.0 and -0.0 are not."""
+
+
+def _plan_name(query: Query) -> Hashable | None:
+    """What plans are remembered by: equal only for queries that are planned alike. None: not remembered."""
+    if query.subqueries or query.start_cursor is not None or query.end_cursor is not None:
+        return None
+    filters: list[Any] = []
+    for node in query.filters:
+        if type(node) is not PropertyFilter:
+            return None
+        value = node.value
+        kind = type(value)
+        if kind is tuple:
+            if not _NAMED.issuperset(map(type, value)):
+                return None
+            filters += (node.name, node.op, *map(type, value), value)
+        elif kind in _NAMED:
+            filters += (node.name, node.op, kind, value)
+        else:
+            return None
+    return (
+        query.kind,
+        query.project_id,
+        query.namespace,
+        query.ancestor,
+        query.only_keys,
+        query.projection,
+        query.distinct_names,
+        *[(order.name, order.descending) for order in query.orders],
+        *filters,
+    )
