@@ -137,8 +137,9 @@ def encode_key(key: Key) -> bytes:
     return encoded
 
 
+@lru_cache(maxsize=4096)
 def decode_key(data: bytes) -> Key:
-    """The key of these bytes.
+    """The key of these bytes. Keys are immutable: those decoded of late are given again.
 
     :raises CorruptDataError: if they are none
     """

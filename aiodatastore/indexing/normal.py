@@ -42,7 +42,7 @@ _AFTER = b"\xff"
 """Appended to an encoded value or key: after everything that begins with it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Range:
     """Encoded values ``lo <= value < hi`` (a bound that includes its value has been moved past it)."""
 
@@ -63,7 +63,7 @@ class Range:
         return Range(self.lo, min(self.hi, value + _AFTER))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OrderBy:
     """One component of the effective order."""
 
@@ -71,7 +71,7 @@ class OrderBy:
     descending: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Branch:
     """A conjunction: all of it in index encoding.
 
@@ -370,7 +370,19 @@ def _branch(query: Query, conditions: Iterable[_Condition]) -> Branch:
     )
 
 
+_SIMPLE = frozenset((Op.EQ, Op.LT, Op.LE, Op.GT, Op.GE))
+
+
 def _branches(query: Query) -> Iterator[tuple[Query, list[_Condition]]]:
+    if not query.subqueries:
+        conditions: list[_Condition] = []
+        for node in query.filters:
+            if type(node) is not PropertyFilter or node.op not in _SIMPLE:
+                break
+            conditions.append((node.name, node.op, node.value))
+        else:  # what most queries are: a plain conjunction
+            yield query, conditions
+            return
     for part in query.subqueries or (query,):
         # A multi-query's own filters (if any were added to the union) hold for each of its parts.
         filters = (*part.filters, *query.filters) if part is not query else part.filters

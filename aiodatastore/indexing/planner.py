@@ -21,7 +21,7 @@ __all__ = ["Access", "BranchPlan", "SpanPlan", "plan_branch"]
 _AFTER = b"\xff"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SpanPlan:
     """Rows that begin with ``prefix``: what remains of them is order components and the key.
 
@@ -37,7 +37,7 @@ class SpanPlan:
     by_ancestor: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Access:
     """Spans to intersect.
 
@@ -56,7 +56,7 @@ class Access:
     key_filter: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BranchPlan:
     """How to read one branch: ``filtered`` is None where ``ordered`` is as good or the only way."""
 
@@ -68,21 +68,23 @@ class BranchPlan:
 
 def plan_branch(query: NormalQuery, branch: Branch, composites: Sequence[CompositeIndex]) -> BranchPlan:
     """Plan one branch. ``composites`` are the serving ones of its kind."""
-    orders = tuple(order for order in query.orders if order.name not in branch.constant)
+    orders = query.orders
+    if branch.constant:
+        orders = tuple([order for order in orders if order.name not in branch.constant])
     if branch.kind is None:
         return BranchPlan(branch, orders, _entity_space(query, branch))
-    wanted = frozenset((name, value) for name, values in branch.equals.items() for value in values)
+    wanted = frozenset([(name, value) for name, values in branch.equals.items() for value in values])
     if not orders:
         by_key = _by_key(query, branch, wanted, composites)
         if by_key.exact or branch.equals or not branch.ranges:
             return BranchPlan(branch, orders, by_key)
         return BranchPlan(branch, orders, by_key, _by_range(branch))
     ordered = _by_orders(query, branch, orders, wanted, composites)
-    whole_kind = _key_is_bounded(branch) and not any(span.by_ancestor for span in ordered.spans)
-    if ordered.exact and not whole_kind:
+    bounded = _key_is_bounded(branch)
+    if ordered.exact and (not bounded or any([span.by_ancestor for span in ordered.spans])):
         return BranchPlan(branch, orders, ordered)
     filtered = None
-    if branch.equals or _key_is_bounded(branch):
+    if branch.equals or bounded:
         filtered = _by_key(query, branch, wanted, composites, sort=True)
     elif branch.ranges and orders[0].name not in branch.ranges:
         filtered = _by_range(branch)
@@ -111,7 +113,7 @@ def _by_key(
     assert branch.kind is not None
     spans: list[SpanPlan] = []
     left = set(wanted)
-    while left:
+    while len(left) > 1:
         best = max(
             (span for index in composites for span in _equality_spans(index, branch, left)),
             key=lambda span: len(span.covers & left),

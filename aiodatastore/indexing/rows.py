@@ -136,12 +136,17 @@ def indexed_values(entity: Entity) -> IndexedValues:
     values: IndexedValues = {}
     unindexed = entity.unindexed
     for name, value in entity.items():
-        if name not in unindexed:
-            kind = type(value)
-            if kind in _PLAIN and name not in values:
-                values[name] = {ENCODERS[kind](value): False}
-            else:
-                _collect(values, name, value, unindexed)
+        if name in unindexed:
+            continue
+        kind = type(value)
+        if name in values:  # as dotted names of an embedded entity may be
+            _collect(values, name, value, unindexed)
+        elif kind in _PLAIN:
+            values[name] = {ENCODERS[kind](value): False}
+        elif kind is list and value and _PLAIN.issuperset(map(type, value)):
+            values[name] = {ENCODERS[type(element)](element): False for element in value}
+        else:
+            _collect(values, name, value, unindexed)
     return values
 
 

@@ -159,13 +159,12 @@ class EngineAdapter(Engine, Adapter):
 
     def run(self, query: Query, options: RunOptions = _DEFAULT) -> ResultStream:
         """Plan a query; pages are read as they are asked for."""
-        stream = EngineStream(self, query, options)
         if self.require_indexes and query.kind not in METADATA_KINDS:
             self.refresh_now()
             missing = self.missing_index(query)
             if missing is not None:
                 raise missing
-        return stream
+        return EngineStream(self, query, options)
 
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], options: RunOptions = _DEFAULT

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from aiodatastore.adapters.engine.core import Engine
+import anyio
+
+from aiodatastore.adapters.engine.core import CATALOG_MAX_AGE_S, Engine
 from aiodatastore.errors import BadRequestError, DatastoreError
 from aiodatastore.indexing.catalog import Catalog, CatalogEntry
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
@@ -20,7 +22,7 @@ from aiodatastore.indexing.rows import (
     kind_prefix,
 )
 from aiodatastore.indexing.scanning import Reader
-from aiodatastore.rowstore import TAIL_KEY_MASK, RowBatch, RowCommit, Space, StaleFenceError
+from aiodatastore.rowstore import TAIL_KEY_MASK, Capability, RowBatch, RowCommit, Space, StaleFenceError
 
 __all__ = ["IndexBuilder"]
 
@@ -171,6 +173,8 @@ class IndexBuilder:
         assert entry is not None
         if not finish:
             return
+        if Capability.MULTI_PROCESS in engine.store.capabilities:
+            await anyio.sleep(2 * CATALOG_MAX_AGE_S)  # by then no process plans with it any more
         reader = Reader(engine.store, track=False)
         step = Step("delete")
         prefix = entry.index.prefix
