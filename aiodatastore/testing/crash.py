@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-from aiodatastore.datastore import Datastore
 
+from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.errors import UnavailableError
 from aiodatastore.key import Key
@@ -67,7 +67,7 @@ def expected(writer: str, task: int, done: int) -> dict[Key, Entity]:
     head = _head(writer, task)
     kept = range(max(1, done - KEPT + 1), done + 1)
     entities = [part for number in kept for part in _parts(head, number)]
-    entities.append(Entity(head, {"done": done, "last": [number for number in kept]}))
+    entities.append(Entity(head, {"done": done, "last": list(kept)}))
     return {entity.key: entity for entity in entities}
 
 

@@ -2,8 +2,8 @@
 
 The checker builds Adya's graph of a history (A. Adya, *Weak Consistency*, 1999; as Elle does, Kingsbury and
 Alvaro, VLDB 2020): transactions are nodes; who wrote what another read (``wr``), who overwrote whom (``ww``),
-whose read was made obsolete by whom (``rw``, also for queries: a phantom is an ``rw`` edge from a predicate), and who had
-ended before whom began (``rt``). No serial order explains a history whose graph has a cycle.
+whose read was made obsolete by whom (``rw``; a phantom is one from a query), and who had ended before whom began
+(``rt``). No serial order explains a history whose graph has a cycle.
 
 Every write has a value that no other write has, so that a read says whom it read from. The order of an entity's
 versions comes from what is recorded of it: list-append reads show it, read-modify-writes imply it, version
@@ -19,17 +19,19 @@ numbers state it, and these must agree.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import json
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
+import anyio.lowlevel
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import TransactionFailedError
@@ -203,6 +205,11 @@ class Anomaly:
         return "\n".join([f"{self.kind}: {self.title}", *(f"  - {step}" for step in self.steps)])
 
 
+KINDS = ("ww", "wr", "rw", "rt")
+STARTS = 20
+"""From how many nodes of a component cycles are looked for; the shortest is shown."""
+
+
 class _Graph:
     def __init__(self) -> None:
         self.edges: dict[str, dict[str, list[Edge]]] = defaultdict(lambda: defaultdict(list))
@@ -213,77 +220,70 @@ class _Graph:
             if all((each.kind, each.predicate) != (edge.kind, edge.predicate) for each in known):
                 known.append(edge)
 
-    def components(self) -> list[list[str]]:
-        """Strongly connected components with more than one node (Tarjan, without recursion)."""
+    def _successors(self, node: str, kinds: Collection[str], inside: Collection[str] | None) -> list[str]:
+        return [
+            successor
+            for successor, edges in self.edges.get(node, {}).items()
+            if (inside is None or successor in inside) and any(edge.kind in kinds for edge in edges)
+        ]
+
+    def components(self, kinds: Collection[str] = KINDS, inside: Collection[str] | None = None) -> list[list[str]]:
+        """Strongly connected components of more than one node (Tarjan), by edges of these kinds."""
         index: dict[str, int] = {}
         low: dict[str, int] = {}
-        on_stack: set[str] = set()
-        stack: list[str] = []
+        stack: dict[str, None] = {}  # ordered, and quick to ask
         found: list[list[str]] = []
-        for root in list(self.edges):
+        for root in list(self.edges) if inside is None else inside:
             if root in index:
                 continue
-            work: list[tuple[str, Iterator[str]]] = [(root, iter(tuple(self.edges.get(root, ()))))]
+            work = [(root, iter(self._successors(root, kinds, inside)))]
             index[root] = low[root] = len(index)
-            stack.append(root)
-            on_stack.add(root)
+            stack[root] = None
             while work:
                 node, successors = work[-1]
                 for successor in successors:
                     if successor not in index:
                         index[successor] = low[successor] = len(index)
-                        stack.append(successor)
-                        on_stack.add(successor)
-                        work.append((successor, iter(tuple(self.edges.get(successor, ())))))
+                        stack[successor] = None
+                        work.append((successor, iter(self._successors(successor, kinds, inside))))
                         break
-                    if successor in on_stack:
+                    if successor in stack:
                         low[node] = min(low[node], index[successor])
                 else:
                     work.pop()
                     if work:
-                        parent = work[-1][0]
-                        low[parent] = min(low[parent], low[node])
+                        low[work[-1][0]] = min(low[work[-1][0]], low[node])
                     if low[node] == index[node]:
                         component = []
-                        while True:
-                            member = stack.pop()
-                            on_stack.discard(member)
-                            component.append(member)
-                            if member == node:
-                                break
+                        while not component or component[-1] != node:
+                            component.append(stack.popitem()[0])
                         if len(component) > 1:
                             found.append(component)
         return found
 
-    def cycle(self, members: Sequence[str]) -> list[Edge]:
-        """The shortest cycle inside a component, with as few ``rw`` (then ``rt``) edges as such a cycle has."""
-        inside = set(members)
-        for allowed in (("ww",), ("ww", "wr"), ("ww", "wr", "rw"), ("ww", "wr", "rw", "rt")):
-            best: list[Edge] | None = None
-            for start in members:
-                path = self._shortest(start, inside, allowed)
-                if path is not None and (best is None or _weight(path) < _weight(best)):
-                    best = path
-            if best is not None:
-                return best
+    def cycle(self, members: Collection[str]) -> list[Edge]:
+        """A short cycle inside a component, of the most telling kind: with as few kinds of edges as one has."""
+        for kinds in (("ww",), ("ww", "wr"), ("ww", "wr", "rw"), KINDS):
+            for component in self.components(kinds, set(members)):
+                inside = set(component)
+                paths = [self._shortest(start, inside, kinds) for start in component[:STARTS]]
+                return min(paths, key=_weight)
         raise AssertionError("a strongly connected component has a cycle")
 
-    def _shortest(self, start: str, inside: set[str], allowed: tuple[str, ...]) -> list[Edge] | None:
+    def _shortest(self, start: str, inside: set[str], kinds: Sequence[str]) -> list[Edge]:
         queue: deque[tuple[str, list[Edge]]] = deque([(start, [])])
         visited = {start}
         while queue:
             node, path = queue.popleft()
-            for successor, edges in self.edges.get(node, {}).items():
-                usable = [edge for edge in edges if edge.kind in allowed]
-                if successor not in inside or not usable:
-                    continue
-                step = min(usable, key=lambda edge: allowed.index(edge.kind))
+            for successor in self._successors(node, kinds, inside):
+                usable = (edge for edge in self.edges[node][successor] if edge.kind in kinds)
+                step = min(usable, key=lambda edge: kinds.index(edge.kind))
                 if successor == start:
                     return [*path, step]
                 if successor not in visited:
                     visited.add(successor)
                     queue.append((successor, [*path, step]))
-        return None
+        raise AssertionError("every node of a strongly connected component is on a cycle")
 
 
 def _weight(path: Sequence[Edge]) -> tuple[int, int]:
@@ -294,6 +294,9 @@ def _weight(path: Sequence[Edge]) -> tuple[int, int]:
 class _State:
     values: dict[str, tuple[Value, frozenset[str]]] = field(default_factory=dict)
     lists: dict[str, tuple[Value, ...]] = field(default_factory=dict)
+
+    def copy(self) -> _State:
+        return _State(dict(self.values), dict(self.lists))
 
     def apply(self, op: Write | Append) -> None:
         if isinstance(op, Append):
@@ -319,7 +322,7 @@ class _State:
     def disagrees(self, ops: Sequence[Op]) -> str | None:
         """What a transaction with these operations would have seen differently."""
         writes = any(isinstance(op, (Write, Append)) for op in ops)
-        own = _State(dict(self.values), dict(self.lists)) if writes else self
+        own = self.copy() if writes else self
         for op in ops:
             if isinstance(op, (Write, Append)):
                 own.apply(op)
@@ -367,7 +370,7 @@ class _Checker:
         self.lists: set[str] = set()
         self.aborted: dict[tuple[str, Value], str] = {}
         self.observed: set[tuple[str, Value]] = set()
-        self.moments: dict[str, int | None] = {}
+        self.moments: dict[str, int] | None = None
 
     def run(self) -> list[Anomaly]:
         self._observe()
@@ -690,31 +693,55 @@ class _Checker:
                 self._edge(reader.name, writer, "rw", why, predicate=True)
 
     def _moment(self, reader: Recorded) -> int | None:
-        """A version at which everything a transaction saw was so, preferably one its times allow.
+        """A version at which everything a transaction saw was so, and that its times allow; None: there is none.
 
         Where items went in and out of a query several times, this tells which time was seen.
         """
         if reader.version is not None:
             return reader.version - 1
-        if reader.name not in self.moments:
-            self.moments[reader.name] = self._find_moment(reader)
-        return self.moments[reader.name]
+        if self.moments is None:
+            self.moments = self._find_moments()
+        return self.moments.get(reader.name)
 
-    def _find_moment(self, reader: Recorded) -> int | None:
-        writers = [each for each in self._visible() if any(isinstance(op, (Write, Append)) for op in each.ops)]
+    def _find_moments(self) -> dict[str, int]:
+        """The earliest moment of each transaction that has no version, none before what had ended before it."""
+        visible = self._visible()
+        writers = [each for each in visible if any(isinstance(op, (Write, Append)) for op in each.ops)]
         if any(each.version is None for each in writers):
-            return None
-        writers.sort(key=lambda each: each.version or 0)
-        ended = max((each.version or 0 for each in writers if 0 < each.end < reader.start), default=0)
-        state, found = _State(), None
-        for version, writer in [(0, None), *((each.version or 0, each) for each in writers)]:
-            if writer is not None:
-                state.apply_all(writer)
-            if state.disagrees(reader.ops) is None:
-                found = version
-                if version >= ended:
-                    break
-        return found
+            return {}
+        timeline = [(0, _State())]
+        for writer in sorted(writers, key=lambda each: each.version or 0):
+            state = timeline[-1][1].copy()
+            state.apply_all(writer)
+            timeline.append((writer.version or 0, state))
+        versions = [version for version, _ in timeline]
+        moments: dict[str, int] = {}
+        ended: list[tuple[float, int]] = [(0.0, 0)]  # by the end of a transaction, the newest version seen until then
+        for each in sorted(visible, key=lambda each: each.end):
+            allowed = ended[bisect.bisect_left(ended, (each.start, 0)) - 1][1] if each.start else 0
+            if each.version is None:
+                for version, state in timeline[bisect.bisect_left(versions, allowed) :]:
+                    if state.disagrees(each.ops) is None:
+                        moments[each.name] = version
+                        break
+            seen = max(ended[-1][1], self._newest_seen(each), moments.get(each.name, 0))
+            ended.append((each.end, seen))
+        return moments
+
+    def _newest_seen(self, transaction: Recorded) -> int:
+        """The newest version that a transaction wrote or read: its successors must not see less."""
+        names = {transaction.name}
+        for op in transaction.ops:
+            if isinstance(op, Read):
+                seen: Collection[tuple[str, Value]] = [(op.item, op.value)]
+            elif isinstance(op, Find):
+                seen = op.seen.items()
+            elif isinstance(op, ReadList):
+                seen = [(op.item, element) for element in op.elements]
+            else:
+                continue
+            names.update(self.items[item].writers.get(value, "") for item, value in seen if item in self.items)
+        return max((self.transactions[name].version or 0 for name in names if name), default=0)
 
     def _run_seen(
         self, reader: Recorded, item: _Item, states: list[Value], runs: list[tuple[int, int]]
@@ -822,8 +849,9 @@ TAGS = ("red", "green", "blue")
 class Client:
     """One task's view of a transaction: reads and writes entities, and records it."""
 
-    def __init__(self, ds: Datastore, rng: random.Random, recorded: Recorded, items: int) -> None:
+    def __init__(self, ds: Datastore, rng: random.Random, recorded: Recorded, items: int, yielding: bool) -> None:
         self.ds = ds
+        self.yielding = yielding
         self.rng = rng
         self.recorded = recorded
         self.items = items
@@ -835,12 +863,18 @@ class Client:
         self._writes += 1
         return f"{self.recorded.name}.{self._writes}"
 
+    async def pause(self) -> None:
+        """Let others run, now and then."""
+        if self.yielding and self.rng.random() < 0.5:
+            await anyio.lowlevel.checkpoint()
+
     def pick(self, size: int) -> list[int]:
         """Some of the items."""
         return self.rng.sample(range(1, self.items + 1), min(size, self.items))
 
     async def read(self, *numbers: int) -> list[Entity | None]:
         """Registers, by one get."""
+        await self.pause()
         entities: list[Entity | None] = await self.ds.get([Key(KIND, number) for number in numbers])
         for number, entity in zip(numbers, entities, strict=True):
             value = None if entity is None else entity["value"]
@@ -856,10 +890,12 @@ class Client:
         entity = Entity(Key(KIND, number), {"value": value, "tags": tags, "pad": "x" * 20})
         self.written.append(entity)
         self.recorded.ops.append(Write(f"r{number}", value, frozenset(tags)))
+        await self.pause()
         await self.ds.put(entity)
 
     async def find(self, tag: str) -> dict[str, Value]:
         """All registers with a tag, by a query."""
+        await self.pause()
         found = await self.ds.query(KIND).filter("tags", "=", tag).fetch()
         seen = {f"r{entity.key.id}": entity["value"] for entity in found}
         self.recorded.ops.append(Find(tag, seen))
@@ -867,12 +903,14 @@ class Client:
 
     async def count(self, tag: str) -> int:
         """How many registers have a tag, by an aggregate."""
+        await self.pause()
         number: int = await self.ds.query(KIND).filter("tags", "=", tag).count()
         self.recorded.ops.append(Find(tag, {}, number))
         return number
 
     async def elements(self, number: int) -> list[Any]:
         """A list."""
+        await self.pause()
         entity = await self.ds.get(Key(LISTS, number))
         elements = [] if entity is None else list(entity["elements"])
         self.recorded.ops.append(ReadList(f"l{number}", tuple(elements)))
@@ -880,12 +918,14 @@ class Client:
 
     async def append(self, number: int) -> None:
         """To a list; what is already there is read unrecorded, as a blind append would."""
+        await self.pause()
         entity = await self.ds.get(Key(LISTS, number))
         elements = [] if entity is None else list(entity["elements"])
         element = self.unique()
         changed = Entity(Key(LISTS, number), {"elements": [*elements, element]}, unindexed=["elements"])
         self.written.append(changed)
         self.recorded.ops.append(Append(f"l{number}", element))
+        await self.pause()
         await self.ds.put(changed)
 
 
@@ -957,12 +997,14 @@ async def run_workload(
     seed: int = 0,
     client: str = "p0",
     read_only: float = 0.2,
+    yielding: bool = True,
     record: Callable[[Recorded], object] | None = None,
 ) -> History:
     """Run ``transactions`` in each of ``tasks`` side by side and return what they saw.
 
     Every attempt of a transaction is recorded under a name of its own. ``client`` tells processes apart,
-    ``read_only`` is the share of transactions that only repeat the reads, ``record`` is called with each.
+    ``read_only`` is the share of transactions that only read. With ``yielding`` others may run between any two
+    steps of a transaction, also where the store answers without waiting. ``record`` is called with each.
     """
     history = History()
 
@@ -973,7 +1015,7 @@ async def run_workload(
 
     async def attempt(name: str, rng: random.Random) -> bool:
         recorded = Recorded(name, start=time.monotonic())
-        acting = Client(ds, rng, recorded, items)
+        acting = Client(ds, rng, recorded, items, yielding)
         try:
             if rng.random() < read_only:
                 async with ds.transaction(read_only=True):

@@ -200,8 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             self.call(self.store(pick).put(entity, if_version=given))
         except ConflictError as exc:
-            assert given != version
-            assert (exc.expected, exc.actual) == (given, version)
+            assert (exc.expected, exc.actual, given != version) == (given, version, True)  # noqa: PT017
         else:
             assert given == version
             self.commit({entity.key: entity})

@@ -59,16 +59,12 @@ def test_g0_write_cycle() -> None:
 
 
 def test_g1a_aborted_read() -> None:
-    found = only(
-        check(history(t1=Recorded("t1", [Write("x", "x1")], status="aborted"), t2=[Read("x", "x1")]))
-    )
+    found = only(check(history(t1=Recorded("t1", [Write("x", "x1")], status="aborted"), t2=[Read("x", "x1")])))
     assert (found.kind, found.transactions) == ("G1a", ("t1", "t2"))
 
 
 def test_g1a_of_a_list() -> None:
-    found = check(
-        history(t1=Recorded("t1", [Append("x", "x1")], status="aborted"), t2=[ReadList("x", ("x1",))])
-    )
+    found = check(history(t1=Recorded("t1", [Append("x", "x1")], status="aborted"), t2=[ReadList("x", ("x1",))]))
     assert "G1a" in kinds(found)
 
 
@@ -82,9 +78,7 @@ def test_a_value_from_nowhere() -> None:
 
 
 def test_g1c_circular_information_flow() -> None:
-    found = only(
-        check(history(t1=[Write("x", "x1"), Read("y", "y2")], t2=[Write("y", "y2"), Read("x", "x1")]))
-    )
+    found = only(check(history(t1=[Write("x", "x1"), Read("y", "y2")], t2=[Write("y", "y2"), Read("x", "x1")])))
     assert found.kind == "G1c"
 
 
@@ -115,9 +109,7 @@ def test_lost_update_with_versions() -> None:
 
 
 def test_lost_update_of_the_first_write() -> None:
-    found = only(
-        check(history(t1=[Read("x", None), Write("x", "x1")], t2=[Read("x", None), Write("x", "x2")]))
-    )
+    found = only(check(history(t1=[Read("x", None), Write("x", "x1")], t2=[Read("x", None), Write("x", "x2")])))
     assert found.title == "lost update of x"
 
 
@@ -160,9 +152,7 @@ def test_g2_write_skew() -> None:
 
 
 def test_g2_write_skew_of_absent_entities() -> None:
-    found = only(
-        check(history(t1=[Read("x", None), Write("y", "y1")], t2=[Read("y", None), Write("x", "x2")]))
-    )
+    found = only(check(history(t1=[Read("x", None), Write("y", "y1")], t2=[Read("y", None), Write("x", "x2")])))
     assert found.kind == "G2-item"
 
 
@@ -203,9 +193,7 @@ def test_phantom_seen_by_half() -> None:
 
 
 def test_a_query_returns_what_does_not_match() -> None:
-    found = check(
-        history(t1=Recorded("t1", [tagged("a", "a1", "blue")], version=1), t2=[Find("red", {"a": "a1"})])
-    )
+    found = check(history(t1=Recorded("t1", [tagged("a", "a1", "blue")], version=1), t2=[Find("red", {"a": "a1"})]))
     assert "wrong result" in kinds(found)
 
 
@@ -257,8 +245,8 @@ def test_names_are_unique() -> None:
 def test_records_survive_their_text_form() -> None:
     recorded = Recorded(
         "t",
-        [Read("x", "1", 3), tagged("x", "2", "a", "b"), Write("y", "3", None), ReadList("l", ("p", "q")), Append("l", "r"),
-         Find("a", {"x": "2"}), Find("a", {}, 7)],
+        [Read("x", "1", 3), tagged("x", "2", "a", "b"), Write("y", "3", None), ReadList("l", ("p", "q")),
+         Append("l", "r"), Find("a", {"x": "2"}), Find("a", {}, 7)],
         "aborted", 1.5, 2.5, 9,
     )  # fmt: skip
     assert Recorded.from_json(recorded.to_json()) == recorded
@@ -276,9 +264,7 @@ def test_the_replay_notices_what_a_count_saw() -> None:
 
 
 def test_the_replay_lets_readers_stand_anywhere() -> None:
-    writes = {
-        f"t{n}": Recorded(f"t{n}", [Write("x", f"x{n}"), Write("y", f"y{n}")], version=n) for n in (1, 2)
-    }
+    writes = {f"t{n}": Recorded(f"t{n}", [Write("x", f"x{n}"), Write("y", f"y{n}")], version=n) for n in (1, 2)}
     assert not verify_workload(history(**writes, r=[Read("x", "x1"), Read("y", "y1")]))
     assert not verify_workload(history(**writes, r=[Read("x", None)]))
     assert "replay" in kinds(verify_workload(history(**writes, r=[Read("x", "x1"), Read("y", "y2")])))

@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 import pytest
-from aiodatastore.datastore import Datastore
 from hypothesis import HealthCheck, settings
 
 from aiodatastore.adapters.base import Capability
+from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
 from aiodatastore.testing.model import same
@@ -44,7 +44,7 @@ class SideDoor(ABC):
 
     @abstractmethod
     def damage_payload(self, key: bytes) -> None:
-        """Overwrite an entity's payload with garbage."""
+        """Overwrite an entity's payload with bytes that no serializer writes."""
 
 
 class StoreTests:
@@ -66,13 +66,16 @@ class StoreTests:
         """A way around the adapter."""
         pytest.skip("no side door given")
 
-    @pytest.fixture
-    async def ds(self, connect: Connect, anyio_backend_name: str) -> AsyncIterator[Datastore]:
-        """An open datastore; afterwards its indexes must agree with its entities."""
-        datastore = connect()
-        if anyio_backend_name == "trio" and Capability.TRIO not in datastore.capabilities:
+    @pytest.fixture(autouse=True)
+    def promised_loop(self, connect: Connect, anyio_backend_name: str) -> None:
+        """Skips an event loop that the adapter does not promise to run under."""
+        if anyio_backend_name == "trio" and Capability.TRIO not in connect().capabilities:
             pytest.skip("the adapter does not promise to run under trio")
-        async with datastore:
+
+    @pytest.fixture
+    async def ds(self, connect: Connect) -> AsyncIterator[Datastore]:
+        """An open datastore; afterwards its indexes must agree with its entities."""
+        async with connect() as datastore:
             yield datastore
             problems = await datastore.check()
         assert problems == []
@@ -147,23 +150,20 @@ class _Cancelling:
         self.scope = scope
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        step: Callable[[], Any] = lambda: self.coroutine.send(None)  # noqa: E731
+        send, answer = self.coroutine.send, None
+        step: Callable[[Any], Any] = send
         while True:
             try:
-                waiting_for = step()
+                waiting_for = step(answer)
             except StopIteration as stop:
                 return stop.value
             self.left -= 1
             if self.left == 0:
                 self.scope.cancel()
             try:
-                sent = yield waiting_for
+                step, answer = send, (yield waiting_for)
             except BaseException as exc:
-                error = exc
-                step = lambda: self.coroutine.throw(error)  # noqa: E731
-            else:
-                value = sent
-                step = lambda: self.coroutine.send(value)  # noqa: E731
+                step, answer = self.coroutine.throw, exc
 
 
 async def cancelled_at(body: Callable[[], Coroutine[Any, Any, object]], at: int) -> bool:

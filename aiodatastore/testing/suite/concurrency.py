@@ -7,8 +7,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from aiodatastore.datastore import Datastore
 
+from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
 from aiodatastore.testing.history import (

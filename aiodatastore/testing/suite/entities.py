@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from aiodatastore.datastore import Datastore
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodatastore.adapters.base import Capability
+from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
     BadKeyError,
@@ -307,7 +307,7 @@ class EntityTests(StoreTests):
 
     async def test_automatic_ids_avoid_explicit_ones(self, ds: Datastore) -> None:
         """Whoever took an id by hand keeps it."""
-        first, last = await ds.allocate_ids(Key("K"), 1)
+        _, last = await ds.allocate_ids(Key("K"), 1)
         explicit = [Entity(Key("K", last + step), {"by": "hand"}) for step in range(1, 40)]
         await ds.put(explicit)
         keys = await ds.put([Entity(Key("K"), {"by": "machine"}) for _ in range(60)])

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aiodatastore.datastore import Datastore
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodatastore.cursor import Cursor
+from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadFilterError, BadQueryError, BadRequestError, BadValueError, DatastoreError
 from aiodatastore.key import Key
@@ -133,7 +133,7 @@ class QueryTests(StoreTests):
         """The last first; from a cursor, what came before it."""
         await clear(ds)
         model = await fill(ds, entities)
-        single = [row for row in model.rows(query)]
+        single = model.rows(query)
         if any(isinstance(value, list) for entity in entities for value in entity.values()):
             return  # a list positions its entity by another element when the order turns
         assert_same([model.result(query, row) for row in reversed(single)], await bound(ds, query.reversed()).fetch())
