@@ -84,7 +84,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from aiodatastore.adapters.base import Adapter, Aggregation, Capability, ReadPolicy
+    from aiodatastore.adapters.base import Adapter, Aggregation, ReadPolicy
     from aiodatastore.bound_query import BoundQuery, QueryPage, QueryResults
     from aiodatastore.cursor import Cursor
     from aiodatastore.datastore import Datastore
@@ -121,6 +121,7 @@ if TYPE_CHECKING:
     from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
     from aiodatastore.key import Key
     from aiodatastore.query import And, Op, Or, Order, PropertyFilter, Query
+    from aiodatastore.rowstore import Capability
     from aiodatastore.txn import Propagation, Transaction, transactional
     from aiodatastore.values import Blob, GeoPoint, Text
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 import anyio
 
-from aiodatastore.adapters.base import EXISTS, Adapter, Capability, Commit, Delete, Put, ReadPolicy
+from aiodatastore.adapters.base import Adapter, Commit, Delete, Put, ReadPolicy
 from aiodatastore.arguments import (
     check_timeout,
     complete_key,
@@ -38,6 +38,7 @@ from aiodatastore.errors import (
 from aiodatastore.ids import IdBlocks
 from aiodatastore.key import MAX_ID, Key
 from aiodatastore.query import Query
+from aiodatastore.rowstore import EXISTS, Capability
 from aiodatastore.txn import (
     NonTransactional,
     Propagation,

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio
 
-from aiodatastore.adapters.base import EXISTS, Adapter, AggregateResult, Commit, Delete, Page, Put, SpanCheck
+from aiodatastore.adapters.base import Adapter, AggregateResult, Commit, Delete, Page, Put
 from aiodatastore.arguments import (
     check_retries,
     check_timeout,
@@ -61,6 +61,7 @@ from aiodatastore.errors import (
     UnavailableError,
 )
 from aiodatastore.key import Key
+from aiodatastore.rowstore import EXISTS, SpanCheck
 
 if TYPE_CHECKING:
     from aiodatastore.batching import Channel

@@ -1,8 +1,8 @@
-"""The two narrow waists: :class:`Adapter` (entities) and :class:`RowStore` (bytes).
+"""The narrow waist of entities: what a datastore, and every shim, stores them in.
 
-``Datastore`` and every shim speak to :class:`Adapter` only. A storage engine implements :class:`RowStore`,
-about six methods over ordered bytes, and :class:`aiodatastore.adapters.engine.EngineAdapter` makes an
-``Adapter`` of it, so that index maintenance, planning and query semantics exist once.
+``Datastore`` and every shim speak to :class:`Adapter` only. A storage engine implements the other waist,
+:class:`aiodatastore.rowstore.RowStore`, and :class:`aiodatastore.adapters.engine.EngineAdapter` makes an ``Adapter``
+of it, so that index maintenance, planning and query semantics exist once.
 """
 
 from __future__ import annotations
@@ -15,27 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiodatastore.errors import DatastoreError
 from aiodatastore.key import Key
-from aiodatastore.rowstore import (
-    EXISTS,
-    TAIL_KEY_MASK,
-    TAIL_MULTI,
-    Capability,
-    Record,
-    Row,
-    RowBatch,
-    RowCommit,
-    RowOutcome,
-    RowPut,
-    RowRead,
-    RowScan,
-    RowStore,
-    Space,
-    Span,
-    SpanCheck,
-    SpanCount,
-    StaleFenceError,
-    span_digest,
-)
+from aiodatastore.rowstore import Capability, SpanCheck
 
 if TYPE_CHECKING:
     from aiodatastore.entity import Entity
@@ -44,13 +24,9 @@ if TYPE_CHECKING:
     from aiodatastore.query import Query
 
 __all__ = [
-    "EXISTS",
-    "TAIL_KEY_MASK",
-    "TAIL_MULTI",
     "Adapter",
     "AggregateResult",
     "Aggregation",
-    "Capability",
     "Commit",
     "Delete",
     "Lookup",
@@ -58,23 +34,8 @@ __all__ = [
     "Page",
     "Put",
     "ReadPolicy",
-    "Record",
     "ResultStream",
-    "Row",
-    "RowBatch",
-    "RowCommit",
-    "RowOutcome",
-    "RowPut",
-    "RowRead",
-    "RowScan",
-    "RowStore",
     "RunOptions",
-    "Space",
-    "Span",
-    "SpanCheck",
-    "SpanCount",
-    "StaleFenceError",
-    "span_digest",
 ]
 
 

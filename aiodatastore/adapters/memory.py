@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiodatastore.adapters import registry
-from aiodatastore.adapters.base import (
+from aiodatastore.errors import StoreClosedError
+from aiodatastore.rowstore import (
     EXISTS,
     TAIL_KEY_MASK,
     TAIL_MULTI,
@@ -27,7 +28,6 @@ from aiodatastore.adapters.base import (
     StaleFenceError,
     span_digest,
 )
-from aiodatastore.errors import StoreClosedError
 
 if TYPE_CHECKING:
     from aiodatastore.adapters.engine import EngineAdapter
@@ -137,7 +137,7 @@ class MemoryRowStore(RowStore):
       from the event loop's thread.
 
     >>> import anyio
-    >>> from aiodatastore.adapters.base import RowBatch, RowCommit, RowPut
+    >>> from aiodatastore.rowstore import RowBatch, RowCommit, RowPut
     >>> async def main():
     ...     store = MemoryRowStore()
     ...     await store.open()

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl, unquote
 from aiodatastore.errors import BadArgumentError
 
 if TYPE_CHECKING:
-    from aiodatastore.adapters.base import Adapter, RowStore
+    from aiodatastore.adapters.base import Adapter
     from aiodatastore.adapters.engine import EngineAdapter
+    from aiodatastore.rowstore import RowStore
 
 __all__ = [
     "UrlParts",

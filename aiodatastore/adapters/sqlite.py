@@ -22,7 +22,19 @@ import anyio
 import anyio.to_thread
 
 from aiodatastore.adapters import registry
-from aiodatastore.adapters.base import (
+from aiodatastore.errors import (
+    BadArgumentError,
+    BadRequestError,
+    CorruptDataError,
+    DatastoreError,
+    FormatVersionError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreFullError,
+    StoreReadOnlyError,
+    UnavailableError,
+)
+from aiodatastore.rowstore import (
     EXISTS,
     Capability,
     Record,
@@ -39,18 +51,6 @@ from aiodatastore.adapters.base import (
     SpanCount,
     StaleFenceError,
     span_digest,
-)
-from aiodatastore.errors import (
-    BadArgumentError,
-    BadRequestError,
-    CorruptDataError,
-    DatastoreError,
-    FormatVersionError,
-    StoreBusyError,
-    StoreClosedError,
-    StoreFullError,
-    StoreReadOnlyError,
-    UnavailableError,
 )
 
 try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aiodatastore.adapters.base import RowStore
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.sqlite import SQLiteRowStore
+from aiodatastore.rowstore import RowStore
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from aiodatastore.adapters.base import (
+from aiodatastore.rowstore import (
     TAIL_MULTI,
     RowBatch,
     RowCommit,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aiodatastore.adapters import memory
-from aiodatastore.adapters.base import TAIL_MULTI, Capability, RowCommit
 from aiodatastore.adapters.memory import MemoryRowStore, SortedBytes
+from aiodatastore.rowstore import TAIL_MULTI, Capability, RowCommit
 
 from .rows import ALL_KEYS, ALL_ROWS, commit, entities, puts
 

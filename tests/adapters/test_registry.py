@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from aiodatastore.adapters import registry
-from aiodatastore.adapters.base import Adapter, Capability
+from aiodatastore.adapters.base import Adapter
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url, parse_bool, parse_float, parse_int
 from aiodatastore.adapters.sqlite import SQLiteRowStore
 from aiodatastore.errors import BadArgumentError
+from aiodatastore.rowstore import Capability
 
 
 def engine_of(url: str, **options: Any) -> EngineAdapter:

@@ -9,7 +9,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from aiodatastore.adapters.base import (
+from aiodatastore.errors import CorruptDataError, StoreClosedError
+from aiodatastore.rowstore import (
     EXISTS,
     TAIL_MULTI,
     Capability,
@@ -22,7 +23,6 @@ from aiodatastore.adapters.base import (
     SpanCheck,
     StaleFenceError,
 )
-from aiodatastore.errors import CorruptDataError, StoreClosedError
 
 from .rows import ALL_KEYS, ALL_ROWS, commit, entities, entity, index_rows, puts, rows_of, seen, versions
 

@@ -24,7 +24,6 @@ import anyio.to_thread
 import pytest
 
 from aiodatastore.adapters import sqlite as module
-from aiodatastore.adapters.base import Capability, RowCommit, RowPut, RowStore, Space, Span, SpanCheck
 from aiodatastore.adapters.sqlite import SQLiteRowStore
 from aiodatastore.errors import (
     BadArgumentError,
@@ -37,6 +36,7 @@ from aiodatastore.errors import (
     StoreReadOnlyError,
     UnavailableError,
 )
+from aiodatastore.rowstore import Capability, RowCommit, RowPut, RowStore, Space, Span, SpanCheck
 
 from .rows import ALL_KEYS, ALL_ROWS, commit, entities, index_rows, puts, versions
 
@@ -582,7 +582,7 @@ async def test_the_wal_stays_bounded_under_constant_readers(path: Path) -> None:
 def script(text: str, *arguments: object) -> subprocess.Popen[str]:
     prelude = """
         import sys, anyio
-        from aiodatastore.adapters.base import *
+        from aiodatastore.rowstore import *
         from aiodatastore.adapters.sqlite import SQLiteRowStore
         path, arguments = sys.argv[1], sys.argv[2:]
         def change(*args, **kwargs):

@@ -10,10 +10,10 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiodatastore.adapters.base import Capability
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
+from aiodatastore.rowstore import Capability
 from aiodatastore.testing.model import same
 
 __all__ = ["Connect", "SideDoor", "StoreTests", "assert_same", "cancelled_at", "examples", "together"]

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiodatastore.adapters.base import Capability
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
@@ -24,6 +23,7 @@ from aiodatastore.errors import (
     StoreClosedError,
 )
 from aiodatastore.key import Key
+from aiodatastore.rowstore import Capability
 from aiodatastore.testing import strategies
 from aiodatastore.testing.suite.base import Connect, SideDoor, StoreTests, assert_same, examples, gather, numbered
 from aiodatastore.values import Blob, Text
