@@ -69,7 +69,9 @@ async def demo(options: argparse.Namespace) -> None:
         await show_transactions(ds, options.tasks, options.moves)
         title("7. Is everything as it should be?")
         await show_check(ds)
-    say(f"\nDone in {since(start)}. Look around: aiodatastore query {url} City --order -population --limit 5")
+    say(f"\nDone in {since(start)}.")
+    if not url.startswith("memory:"):
+        say(f"Look around: {command()} query {url} City --filter 'country = JP' --order -population --limit 5")
 
 
 def _new_file() -> str:
@@ -206,13 +208,13 @@ async def show_pages(ds: Datastore) -> None:
     total = await query.count()
     cursor: Cursor | None = None
     pages: list[list[Key]] = []
-    slowest = 0.0
+    times: list[float] = []
     start = time.perf_counter()
     more = True
     while more:
         began = time.perf_counter()
         page = await query.page(500, start=cursor)
-        slowest = max(slowest, time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
         cursor = Cursor.from_urlsafe(page.cursor.to_urlsafe())
         more = page.more
         pages.append([city.key for city in page.entities])
@@ -220,7 +222,10 @@ async def show_pages(ds: Datastore) -> None:
             await ds.put(Entity(Key("Country", "AQ", "City", "!first"), {"name": "!first", "population": 0}))
     seen = [key for page_keys in pages for key in page_keys]
     say(f"  {len(pages)} pages, {len(seen):,} cities of {total:,}, each once: {len(set(seen)) == len(seen) == total}")
-    say(f"  in {since(start)}; the slowest page took {short(slowest)}: the last costs what the first does")
+    median = sorted(times)[len(times) // 2]
+    say(
+        f"  in {since(start)}; the first page {short(times[0])}, the last {short(times[-1])}, the median {short(median)}"
+    )
     back = await query.reversed().page(3, start=cursor)
     say(f"  and back from the last cursor: {', '.join(city['name'] for city in back.entities)}")
     await ds.delete(Key("Country", "AQ", "City", "!first"))
@@ -300,6 +305,14 @@ def describe(result: Entity | Key) -> str:
         f"{name}={value!r}" for name, value in result.items() if name in {"name", "population", "timezone", "currency"}
     )
     return f"{result.key}  {', '.join(shown)}"
+
+
+def command() -> str:
+    """How to call the command line from here."""
+    found = Path(sys.executable).with_name("aiodatastore")
+    if not found.exists():
+        return f"{sys.executable} -m aiodatastore"
+    return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
 
 
 def since(start: float) -> str:
