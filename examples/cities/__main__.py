@@ -223,9 +223,7 @@ async def show_pages(ds: Datastore) -> None:
     seen = [key for page_keys in pages for key in page_keys]
     say(f"  {len(pages)} pages, {len(seen):,} cities of {total:,}, each once: {len(set(seen)) == len(seen) == total}")
     median = sorted(times)[len(times) // 2]
-    say(
-        f"  in {since(start)}; the first page {short(times[0])}, the last {short(times[-1])}, the median {short(median)}"
-    )
+    say(f"  in {since(start)}; first page {short(times[0])}, last {short(times[-1])}, median {short(median)}")
     back = await query.reversed().page(3, start=cursor)
     say(f"  and back from the last cursor: {', '.join(city['name'] for city in back.entities)}")
     await ds.delete(Key("Country", "AQ", "City", "!first"))
