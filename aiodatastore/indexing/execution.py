@@ -348,6 +348,8 @@ class _SortStage(_Stage):
         self._context = context
         self._plan = plan
         self._step = step
+        self._sorting = step.add("sort", "" if context.keep is None else f"the first {context.keep}")
+        self._reading = _access_step(self._sorting, plan.filtered)
         self._sorted: list[Item] | None = None
         self._given = 0
         self._instead: _Stage | None = None
@@ -365,15 +367,14 @@ class _SortStage(_Stage):
     async def _collect(self) -> None:
         context, plan = self._context, self._plan
         assert plan.filtered is not None
-        step = self._step.add("sort")
-        source = _Rows(replace(context, start=b""), plan, plan.filtered, _access_step(step, plan.filtered), join=True)
+        source = _Rows(replace(context, start=b""), plan, plan.filtered, self._reading, join=True)
         sorter = _Sorter(context)
         read = 0
         most = _PROBE if context.keep is not None else context.sort_budget
         while rows := await source.fetch(_LAST_PAGE):
             read += len(rows)
             if read > most or sorter.full:
-                step.detail = f"given up after {read} rows"
+                self._sorting.detail = f"given up after {read} rows"
                 access = _access_step(self._step.add("filter", "rows in order"), plan.ordered)
                 self._instead = (_ExactStage if plan.ordered.exact else _RefineStage)(context, plan, access)
                 return
