@@ -92,7 +92,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "contract": ("errors", "model", "bytes", "indexing"),
     "adapters": ("errors", "model", "bytes", "indexing", "payloads", "contract"),
     "txn": ("errors", "model", "bytes", "indexing", "contract"),
-    "datastore": ("errors", "model", "indexing", "contract", "txn"),
+    "datastore": ("errors", "model", "bytes", "indexing", "contract", "txn"),
     "tools": ("errors", "model", "bytes", "indexing", "payloads", "contract", "txn", "datastore"),
     "proof": ("errors", "model", "bytes", "indexing", "payloads", "contract", "adapters", "txn", "datastore", "tools"),
     "command": ("errors", "model", "indexing", "contract", "txn", "datastore", "tools", "proof"),
