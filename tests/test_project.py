@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -245,3 +246,24 @@ def test_every_dependency_is_used() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == aiodatastore.__version__
+
+
+def test_commands_that_the_documentation_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+        named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert {one or other for one, other in named} <= targets, page
+
+
+def test_scripts_can_be_run() -> None:
+    for path in (ROOT / ".ci").iterdir():
+        assert path.stat().st_mode & 0o111, path
+        assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n")
+        subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_readme_has_a_complete_example_of_less_than_twenty_lines() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = readme.partition("```python\n")[2].partition("```")[0]
+    assert "asyncio.run(main())" in example
+    assert len([line for line in example.splitlines() if line]) < 20
