@@ -59,7 +59,7 @@ def test_settings_go_to_the_store_and_options_to_the_engine() -> None:
     adapter = engine_of(url, cache_mb=7, sort_budget=5)
     store = adapter.store
     assert isinstance(store, SQLiteRowStore)
-    assert (store._synchronous, store._busy_timeout_s, store._cache_kib) == ("NORMAL", 0.5, 7 * 1024)
+    assert (store._file.synchronous, store._busy_timeout_s, store._cache_kib) == ("NORMAL", 0.5, 7 * 1024)
     assert Capability.INLINE_READS not in store.capabilities
     assert (adapter.require_indexes, adapter.sort_budget) == (True, 5)
     assert sqlite_of("sqlite:///a.db?inline_reads=auto&read_only=1&page_size=8192&checkpoint_mb=3")._read_only

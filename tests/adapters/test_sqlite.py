@@ -23,8 +23,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from aiodatastore.adapters import sqlite as module
-from aiodatastore.adapters.sqlite import SQLiteRowStore
+from aiodatastore.adapters.sqlite import SQLiteRowStore, statements
+from aiodatastore.adapters.sqlite import store as module
 from aiodatastore.errors import (
     BadArgumentError,
     CorruptDataError,
@@ -107,10 +107,10 @@ async def test_reopening_finds_everything(path: Path) -> None:
 
 async def test_scans_walk_the_primary_keys() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(module._SCHEMA)
+        connection.executescript(statements.SCHEMA)
         for order in ("ASC", "DESC"):
-            query = module._SCAN_JOINED.format(order=order)
-            for sql in (query, module._PACK.format(query=query)):
+            query = statements.SCAN_JOINED.format(order=order)
+            for sql in (query, statements.PACK.format(query=query)):
                 plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + sql, (b"a", b"b", 10))]
                 searches = [step for step in plan if step.startswith("SEARCH")]
                 assert searches == [
@@ -118,7 +118,7 @@ async def test_scans_walk_the_primary_keys() -> None:
                     "SEARCH e USING PRIMARY KEY (key=?) LEFT-JOIN",
                 ]
                 assert not any("TEMP B-TREE" in step for step in plan)
-        found = connection.execute("EXPLAIN QUERY PLAN " + module._FIND.format(values="(?),(?)"), (b"a", b"b"))
+        found = connection.execute("EXPLAIN QUERY PLAN " + statements.FIND.format(values="(?),(?)"), (b"a", b"b"))
         assert any("SEARCH entities USING PRIMARY KEY (key=?)" in row[3] for row in found)
 
 
