@@ -254,7 +254,7 @@ class _Graph:
                     if work:
                         low[work[-1][0]] = min(low[work[-1][0]], low[node])
                     if low[node] == index[node]:
-                        component = []
+                        component: list[str] = []
                         while not component or component[-1] != node:
                             component.append(stack.popitem()[0])
                         if len(component) > 1:

@@ -7,7 +7,8 @@ Two sizes: *wide* strategies (``keys()``, ``values()``, ``entities()``) for roun
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -53,84 +54,78 @@ LOOK_ALIKES: tuple[Any, ...] = (
 """Single values that a careless store would take for one another."""
 
 
+# Strategies are built once: building them anew for each draw costs more than drawing.
+
+
+@functools.cache
 def names(max_bytes: int = 1500) -> SearchStrategy[str]:
     """Kinds, key names and property names: look-alikes, and anything else that is allowed."""
     return st.one_of(
         st.sampled_from([name for name in LOOK_ALIKE_NAMES if len(name.encode()) <= max_bytes]),
-        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
-            lambda name: len(name.encode()) <= max_bytes and not (name[:2] == "__" == name[-2:])
-        ),
+        _texts(1, 20).filter(lambda name: len(name.encode()) <= max_bytes and not (name[:2] == "__" == name[-2:])),
     )
 
 
-def identifiers() -> SearchStrategy[int | str]:
-    """Ids and names of keys."""
-    return st.one_of(st.integers(1, 3), st.integers(1, INT64_MAX), names())
+@functools.cache
+def _texts(min_size: int, max_size: int) -> SearchStrategy[str]:
+    return st.text(st.characters(exclude_categories=["Cs"]), min_size=min_size, max_size=max_size)
 
 
-@st.composite
+@functools.cache
 def keys(
-    draw: st.DrawFn,
-    *,
-    max_depth: int = 4,
-    namespaces: Sequence[str] = ("", "n", "n.1"),
-    complete: bool = True,
-) -> Key:
+    *, max_depth: int = 4, namespaces: tuple[str, ...] = ("", "n", "n.1"), complete: bool = True
+) -> SearchStrategy[Key]:
     """Keys of any depth; incomplete ones, too, unless ``complete``."""
-    depth = draw(st.integers(1, max_depth))
-    path: list[Any] = []
-    for _ in range(depth):
-        path += (draw(names()), draw(identifiers()))
-    if not complete and draw(st.booleans()):
-        path.pop()
-    return Key(*path, namespace=draw(st.sampled_from(namespaces)))
+    identifiers = st.one_of(st.integers(1, 3), st.integers(1, INT64_MAX), names())
+    elements = st.lists(st.tuples(names(), identifiers), min_size=1, max_size=max_depth)
+    last = st.just(True) if complete else st.booleans()
+    return st.builds(_key, elements, last, st.sampled_from(namespaces))
 
 
+def _key(elements: list[tuple[str, int | str]], complete: bool, namespace: str) -> Key:
+    path = [part for element in elements for part in element]
+    return Key(*(path if complete else path[:-1]), namespace=namespace)
+
+
+@functools.cache
 def datetimes() -> SearchStrategy[datetime]:
     """Aware datetimes of any zone that exist in UTC, too."""
     zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-11))])
     return st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=zones)
 
 
+@functools.cache
 def single_values(*, unindexed: bool = False) -> SearchStrategy[Any]:
     """Values that are no lists or dicts. ``unindexed``: also ``Text`` and ``Blob``."""
     kinds: list[SearchStrategy[Any]] = [
         st.sampled_from(LOOK_ALIKES),
         st.integers(INT64_MIN, INT64_MAX),
         st.floats(),
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+        _texts(0, 30),
         st.binary(max_size=30),
         datetimes(),
         st.builds(GeoPoint, st.floats(-90, 90), st.floats(-180, 180)),
         keys(max_depth=2),
     ]
     if unindexed:
-        kinds += [
-            st.builds(Text, st.text(st.characters(exclude_categories=["Cs"]), max_size=3000)),
-            st.builds(Blob, st.binary(max_size=3000)),
-        ]
+        kinds += [st.builds(Text, _texts(0, 100)), st.builds(Blob, st.binary(max_size=100))]
+        kinds += [st.integers(1500, 5000).map(lambda size: Text("x" * size))]
     return st.one_of(kinds)
 
 
-def embedded(children: SearchStrategy[Any]) -> SearchStrategy[Any]:
+def _embedded(children: SearchStrategy[Any]) -> SearchStrategy[Any]:
     """Dicts and embedded entities."""
     inner = st.dictionaries(names(30), children, max_size=3)
-
-    @st.composite
-    def with_key(draw: st.DrawFn) -> Entity:
-        properties = draw(inner)
-        unindexed = draw(st.sets(st.sampled_from(sorted(properties)))) if properties else set()
-        return Entity(draw(keys(max_depth=2, complete=False)), properties, unindexed=unindexed)
-
-    return st.one_of(inner, with_key())
+    hidden = st.lists(st.booleans(), min_size=3, max_size=3)
+    return st.one_of(inner, st.builds(_entity, keys(max_depth=2, complete=False), inner, hidden))
 
 
+@functools.cache
 def values() -> SearchStrategy[Any]:
     """Anything a property can hold."""
-    single = single_values(unindexed=True)
     nested = st.recursive(
-        single,
-        lambda children: embedded(st.one_of(children, st.lists(children, max_size=3).filter(_flat))),
+        single_values(unindexed=True),
+        lambda children: _embedded(st.one_of(children, st.lists(children, max_size=3).filter(_flat))),
         max_leaves=6,
     )
     return st.one_of(nested, st.lists(nested, max_size=5))
@@ -140,12 +135,15 @@ def _flat(items: list[Any]) -> bool:
     return not any(isinstance(item, list) for item in items)
 
 
-@st.composite
-def entities(draw: st.DrawFn, key: SearchStrategy[Key] | None = None) -> Entity:
+@functools.cache
+def entities() -> SearchStrategy[Entity]:
     """Entities of every shape, some of their properties unindexed."""
-    properties = draw(st.dictionaries(names(200), values(), max_size=6))
-    unindexed = draw(st.sets(st.sampled_from(sorted(properties)))) if properties else set()
-    return Entity(draw(keys() if key is None else key), properties, unindexed=unindexed)
+    properties = st.dictionaries(names(200), values(), max_size=6)
+    return st.builds(_entity, keys(), properties, st.lists(st.booleans(), min_size=6, max_size=6))
+
+
+def _entity(key: Key, properties: dict[str, Any], hidden: Sequence[bool]) -> Entity:
+    return Entity(key, properties, unindexed=itertools.compress(properties, hidden))
 
 
 # -------------------------------------------------------------------------------------- small worlds
@@ -165,8 +163,6 @@ class World:
         "ab", b"a", "b", GeoPoint(1, 2), Key("K", 1),
     )  # fmt: skip
     namespace: str = ""
-
-    # Strategies are built once a world: building them anew for each draw costs more than drawing.
 
     @functools.cache  # noqa: B019  # a world lives as long as its module
     def keys(self) -> SearchStrategy[Key]:
@@ -204,8 +200,8 @@ class World:
     def entities(self) -> SearchStrategy[Entity]:
         """Entities of this world."""
         properties = st.dictionaries(st.sampled_from(self.names), self.property_values(), max_size=4)
-        unindexed = st.one_of(st.just(()), st.just(()), st.sets(st.sampled_from(self.names), max_size=2))
-        return st.builds(_entity, self.keys(), properties, unindexed)
+        some = st.lists(st.sampled_from((False, False, True)), min_size=4, max_size=4)
+        return st.builds(_entity, self.keys(), properties, st.one_of(st.just(()), some))
 
     # ----------------------------------------------------------------------------------- queries
 
@@ -275,10 +271,6 @@ class World:
             skips,
         )
         return st.one_of(of_kind, of_kind, of_kind, of_kind, kindless).filter(_moderate)
-
-
-def _entity(key: Key, properties: dict[str, Any], unindexed: Collection[str]) -> Entity:
-    return Entity(key, properties, unindexed=[name for name in unindexed if name in properties])
 
 
 def _query(

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("default", max_examples=30, derandomize=True, deadline=None, print_blob=True, database=None)
+settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, print_blob=True, database=None)
 settings.register_profile(
     "long",
     max_examples=1000,

@@ -81,6 +81,6 @@ class TestSQLite(AdapterSuite):
     @pytest.fixture
     def connect(self, tmp_path: Path) -> Connect:
         def connect(**options: Any) -> Datastore:
-            return Datastore(f"sqlite:///{tmp_path}/suite.db", **options)
+            return Datastore(f"sqlite:///{tmp_path}/suite.db", synchronous="NORMAL", **options)
 
         return connect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -273,13 +274,20 @@ def test_the_replay_lets_readers_stand_anywhere() -> None:
 # ------------------------------------------------------------------------------- simulated engines
 
 
+State = dict[str, tuple[str, frozenset[str]]]
+
+
+def red(state: State) -> dict[str, str]:
+    return {item: value for item, (value, tags) in state.items() if "red" in tags}
+
+
 class Engine:
     """A store of versions whose isolation can be chosen; transactions of a random program, interleaved."""
 
     def __init__(self, isolation: str, seed: int) -> None:
         self.isolation = isolation
         self.rng = random.Random(seed)
-        self.values: list[dict[str, tuple[str, frozenset[str]]]] = [{}]
+        self.values: list[State] = [{}]
         self.history = History()
 
     def run(self, transactions: int = 40, side_by_side: int = 4) -> History:
@@ -295,27 +303,23 @@ class Engine:
                     running.append(waiting.pop())
         return self.history
 
-    def transaction(self, name: str):  # type: ignore[no-untyped-def] # a generator of pauses
+    def transaction(self, name: str) -> Iterator[None]:
         recorded = Recorded(name)
         snapshot = len(self.values) - 1
-        own: dict[str, tuple[str, frozenset[str]]] = {}
-
-        def state() -> dict[str, tuple[str, frozenset[str]]]:
-            base = self.values[-1 if self.isolation == "read committed" else snapshot]
-            return {**base, **own}
-
-        seen: list[object] = []
+        own: State = {}
+        seen: list[Callable[[State], bool]] = []
         for step in range(3):
             item = self.rng.choice("xyz")
+            state = {**self.values[-1 if self.isolation == "read committed" else snapshot], **own}
             if self.rng.random() < 0.3:
-                found = {key: value for key, (value, tags) in state().items() if "red" in tags}
+                found = red(state)
                 recorded.ops.append(Find("red", found))
-                seen.append(("red", {key: value for key, value in found.items() if key not in own}))
+                seen.append(self.query_holds(found, own, snapshot))
             else:
-                value = state().get(item, (None,))[0]
+                value = state[item][0] if item in state else None
                 recorded.ops.append(Read(item, value))
                 if item not in own:
-                    seen.append((item, value))
+                    seen.append(lambda last, item=item, value=value: self.value(last, item) == value)  # type: ignore[misc] # bound now
             yield
             if self.rng.random() < 0.6:
                 own[item] = (f"{name}.{step}", frozenset(["red"] if self.rng.random() < 0.5 else []))
@@ -328,23 +332,23 @@ class Engine:
             recorded.version = len(self.values) - 1
         self.history.add(recorded)
 
-    def allowed(self, snapshot: int, own: dict[str, tuple[str, frozenset[str]]], seen: list[object]) -> bool:
+    @staticmethod
+    def value(state: State, item: str) -> str | None:
+        return state[item][0] if item in state else None
+
+    def query_holds(self, found: dict[str, str], own: State, snapshot: int) -> Callable[[State], bool]:
+        others = {item: value for item, value in found.items() if item not in own}
+        if self.isolation == "no phantom checks":
+            return lambda last: all(self.value(last, item) == value for item, value in others.items())
+        return lambda last: last == self.values[snapshot]
+
+    def allowed(self, snapshot: int, own: State, seen: list[Callable[[State], bool]]) -> bool:
         last, then = self.values[-1], self.values[snapshot]
         if self.isolation == "read committed" or not own:
             return True
         if self.isolation == "snapshot":
             return all(last.get(item) == then.get(item) for item in own)
-        hidden = own if self.isolation == "no phantom checks" else {}
-        for what, saw in seen:  # type: ignore[misc] # pairs
-            if what == "red":
-                now = {key: value for key, (value, tags) in last.items() if "red" in tags}
-                if not hidden and self.isolation == "serializable" and last != then:
-                    return False
-                if any(now.get(key) != value for key, value in saw.items()):
-                    return False
-            elif last.get(what, (None,))[0] != saw:
-                return False
-        return True
+        return all(holds(last) for holds in seen)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -118,7 +118,7 @@ def numbered(kind: str, count: int, **properties: Any) -> list[Entity]:
     return [Entity(Key(kind, number), {"n": number, **properties}) for number in range(1, count + 1)]
 
 
-async def together(*bodies: Callable[[], Awaitable[object]]) -> None:
+async def together(*bodies: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Run bodies side by side."""
     async with anyio.create_task_group() as group:
         for body in bodies:

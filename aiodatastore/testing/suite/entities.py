@@ -375,7 +375,7 @@ class EntityTests(StoreTests):
         await ds.put(Entity(Key("K", 2), {"many": many[:19_000]}))
         assert await ds.query("K").filter("many", "=", 18_999).keys() == [Key("K", 2)]
 
-    async def test_a_closed_datastore_says_so(self, connect: Connect, ds: Datastore) -> None:
+    async def test_a_closed_datastore_says_so(self, connect: Connect) -> None:
         """Before open and after close."""
         closed = connect()
         with pytest.raises(StoreClosedError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import anyio
 import pytest
 from hypothesis import given
@@ -14,7 +16,7 @@ from aiodatastore.indexing.definitions import IndexDefinition, IndexState
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.testing.strategies import World
-from aiodatastore.testing.suite.base import Connect, SideDoor, StoreTests, assert_same, examples, numbered
+from aiodatastore.testing.suite.base import Connect, SideDoor, StoreTests, assert_same, examples, numbered, together
 from aiodatastore.testing.suite.queries import bound, clear, fill
 
 __all__ = ["IndexTests"]
@@ -61,8 +63,7 @@ class IndexTests(StoreTests):
             assert_same(model.results(query), await bound(ds, query).fetch())
             assert await bound(ds, query).count() == model.count(query), query
         assert await ds.check() == []
-        for definition in chosen:
-            await ds.delete_index(definition)
+        await together(*[functools.partial(ds.delete_index, definition) for definition in chosen])
         assert await ds.indexes() == []
         assert await ds.check() == []
 
