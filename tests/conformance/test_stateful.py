@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hypothesis import settings
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from aiodatastore import Datastore
+from aiodatastore.adapters.base import Commit, Outcome, ResultStream, RunOptions
+from aiodatastore.adapters.engine import EngineAdapter
+from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.query import Query
 from aiodatastore.testing.stateful import StoreMachine
 
 STEPS = 30
@@ -44,10 +51,54 @@ class SQLiteOnTrioMachine(SQLiteMachine):
 
 
 TestMemory = MemoryMachine.TestCase
-TestMemory.settings = budget(2)
+TestMemory.settings = budget(1)
 TestMemoryOnTrio = MemoryOnTrioMachine.TestCase
-TestMemoryOnTrio.settings = budget(0.5)
+TestMemoryOnTrio.settings = budget(0.3)
 TestSQLite = SQLiteMachine.TestCase
-TestSQLite.settings = budget(1)
+TestSQLite.settings = budget(0.6)
 TestSQLiteOnTrio = SQLiteOnTrioMachine.TestCase
-TestSQLiteOnTrio.settings = budget(0.5)
+TestSQLiteOnTrio.settings = budget(0.2)
+
+
+# -------------------------------------------------------------------------- broken stores are caught
+
+
+class ForgetsKeys(EngineAdapter):
+    """Does not check the entities a transaction has read."""
+
+    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        return await super().commit([replace(each, checks={}) for each in batch])
+
+
+class ForgetsSpans(EngineAdapter):
+    """Does not check the spans a transaction has scanned."""
+
+    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        return await super().commit([replace(each, spans=()) for each in batch])
+
+
+class LosesWrites(EngineAdapter):
+    """Applies all writes of a commit but the last, if there are several."""
+
+    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        return await super().commit([replace(each, writes=[*each.writes[:-1]] or each.writes) for each in batch])
+
+
+class IgnoresOrders(EngineAdapter):
+    """Gives results in the order of their keys."""
+
+    def run(self, query: Query, options: RunOptions = RunOptions()) -> ResultStream:  # noqa: B008
+        if query.orders and not query.projection and query.start_cursor is None and query.end_cursor is None:
+            query = Query(query.kind, ancestor=query.ancestor, filters=query.filters, keys_only=query.only_keys)
+        return super().run(query, options)
+
+
+@pytest.mark.parametrize("broken", [ForgetsKeys, ForgetsSpans, LosesWrites, IgnoresOrders])
+def test_broken_stores_are_caught(broken: type[EngineAdapter]) -> None:
+    class BrokenMachine(StoreMachine):
+        def fresh(self) -> Callable[[], Datastore]:
+            return lambda: Datastore(broken(MemoryRowStore()))
+
+    looking = settings(max_examples=300, stateful_step_count=STEPS, phases=[Phase.generate])
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        run_state_machine_as_test(BrokenMachine, settings=looking)

@@ -49,7 +49,7 @@ class QueryTests(StoreTests):
 
     # ------------------------------------------------------------------------- against the model
 
-    @examples(200)
+    @examples(120)
     @given(
         entities=st.lists(WORLD.entities(), max_size=14),
         queries=st.lists(WORLD.queries(), min_size=4, max_size=8),
