@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -31,11 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=[*SIZES], default="small", help="how much data and how long (default: small)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots, as PNG and SVG (needs matplotlib)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of results, as Markdown")
     parser.add_argument(
         "--dir", type=Path, help="where to make the files that are measured (default: the temporary one)"
     )
     parser.add_argument("--assert-targets", action="store_true", help="exit with 1 if a figure is missed")
-    parser.add_argument("--from-json", type=Path, metavar="FILE", help="run nothing: draw the plots of these results")
+    parser.add_argument(
+        "--from-json", type=Path, metavar="FILE", help="run nothing: draw plots and write the page of these"
+    )
     return parser
 
 
@@ -53,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the suite; the exit code."""
     options = _parser().parse_args(argv)
     if options.from_json:
-        return _draw_again(options.from_json, options.plots or options.from_json.parent)
+        results = json.loads(options.from_json.read_text(encoding="utf-8"))
+        _illustrate(results, options, options.from_json)
+        return 0
     missing = [name for name in _NEEDED if not _importable(name)]
     if missing:
         print(f"missing: {', '.join(missing)}. Install them with: pip install -e '.[bench,demo]'", file=sys.stderr)
@@ -67,11 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         report.write_json(options.json)
         report.say(f"raw results: {options.json}")
-    if options.plots:
-        from benchmarks.plots import draw
-
-        for path in draw(report.as_dict(), options.plots):
-            report.say(f"plot: {path}")
+    _illustrate(report.as_dict(), options, options.json)
     missed = [target for target in report.targets if target.reached is False]
     return 1 if options.assert_targets and missed else 0
 
@@ -84,11 +87,14 @@ def _importable(name: str) -> bool:
     return True
 
 
-def _draw_again(source: Path, directory: Path) -> int:
-    import json
+def _illustrate(results: dict[str, Any], options: argparse.Namespace, raw: Path | None) -> None:
+    if options.plots:
+        from benchmarks.plots import draw
 
-    from benchmarks.plots import draw
+        for path in draw(results, options.plots):
+            print(f"plot: {path}")
+    if options.page:
+        from benchmarks.page import write_page
 
-    for path in draw(json.loads(source.read_text(encoding="utf-8")), directory):
-        print(path)
-    return 0
+        write_page(results, options.page, options.plots, raw)
+        print(f"page: {options.page}")

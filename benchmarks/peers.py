@@ -110,7 +110,8 @@ class AioSQLite:
     async def load_people(self, count: int) -> None:
         """A table with three indexes, and as many rows."""
         await _create(self.db, (*PERSON_TABLE, *PERSON_INDEXES))
-        rows = ((number, *person(number).values()) for number in range(1, count + 1))
+        rows = [(number, *person(number).values()) for number in range(1, count + 1)]
+        await self.db.execute("BEGIN")
         await self.db.executemany("INSERT INTO person VALUES (?, ?, ?, ?)", rows)
         await self.db.commit()
 
@@ -143,6 +144,17 @@ class AioSQLite:
         async def operate(numbered: Numbered) -> Any:
             async with self._lock:
                 return await self._insert_person(numbered)
+
+        return Subject(name, operate, draw)
+
+    def put_at_once(self, name: str, draw: Draw) -> Subject:
+        """One statement in autocommit mode (the connection's ``isolation_level`` is None), and one trip."""
+
+        async def operate(numbered: Numbered) -> Any:
+            number, row = numbered
+            values = (number, row["name"], row["age"], row["score"])
+            await self.db.execute_fetchall("INSERT INTO person VALUES (?, ?, ?, ?)", values)
+            return number
 
         return Subject(name, operate, draw)
 

@@ -87,7 +87,7 @@ def _latencies(axes: Axes, subjects: list[Raw]) -> None:
         axes.plot([x for x, _ in points], [y for _, y in points], marker, color=_OURS, markersize=4, label=name)
     axes.set_xscale("log")
     axes.set_xlabel("latency, µs")
-    axes.legend(fontsize=7, loc="upper right", frameon=False, ncols=2)
+    axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=4)
 
 
 def _cities(result: Raw) -> Figure:

@@ -38,6 +38,7 @@ DOCUMENTED = "aiosqlite, execute and fetchone"
 AT_ONCE = "aiosqlite, execute_fetchall"
 MINGLED = "aiosqlite, insert and commit"
 ALONE = "aiosqlite, the same under a lock"
+AUTOCOMMIT = "aiosqlite, autocommit"
 ALCHEMY = "SQLAlchemy ORM"
 KEY_VALUE = "py-key-value-aio MemoryStore"
 THREAD = "sqlite3 in a thread"
@@ -96,11 +97,15 @@ async def sqlite(context: Context) -> None:
     async with AsyncExitStack() as stack:
         ds = await stack.enter_async_context(context.store("people"))
         peer = AioSQLite(await stack.enter_async_context(connect(folder / "people-aiosqlite.db")))
+        lone = AioSQLite(
+            await stack.enter_async_context(connect(folder / "people-autocommit.db", isolation_level=None))
+        )
         orm = AlchemyPeople(folder / "people-sqlalchemy.db")
         stack.push_async_callback(orm.engine.dispose)
         people = People(ds)
         await people.load(size.people)
         await peer.load_people(size.people)
+        await lone.load_people(size.people)
         await orm.load_people(size.people)
         get = Result("sqlite_get", "SQLite: get by key", settings={"entities": size.people, **_SETTINGS_SQLITE})
         gets = [
@@ -123,13 +128,15 @@ async def sqlite(context: Context) -> None:
             people.put(OURS, draw_fresh(size.people + 1, person)),
             peer.put(MINGLED, fresh),
             peer.put_alone(ALONE, fresh),
+            lone.put_at_once(AUTOCOMMIT, draw_fresh(size.people + 1, person)),
             orm.put(ALCHEMY, draw_fresh(size.people + 1, person)),
         ]
         for tasks in (1, size.tasks):
             put.figures += await compare(puts, size.effort, tasks=tasks)
         put.notes.append(
             "Tasks that insert and commit on one aiosqlite connection share its transaction: one task's commit takes "
-            "the others' inserts along, its rollback would drop them. Under the lock, as with ours, each stands alone."
+            "the others' inserts along, its rollback would drop them. Under the lock and with autocommit each stands "
+            "alone, as with ours."
         )
         context.report.add(put)
 

@@ -60,6 +60,7 @@ def targets(report: Report, tasks: int = 64) -> list[Target]:
             None,
             _ratio(report, put, ours, suite.MINGLED, tasks),
         ),
+        Target("– against aiosqlite in autocommit mode", None, _ratio(report, put, ours, suite.AUTOCOMMIT, tasks)),
         Target(
             "SQLite put, 1 task, against aiosqlite insert and commit", None, _ratio(report, put, ours, suite.MINGLED)
         ),

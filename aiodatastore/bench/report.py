@@ -22,7 +22,7 @@ from rich.table import Table
 
 from aiodatastore.bench.measure import Figures
 
-__all__ = ["Report", "Result", "Target", "environment"]
+__all__ = ["Report", "Result", "Target", "baseline", "environment", "fact_text", "settings_text"]
 
 _PACKAGES = (
     "aiodatastore-engine",
@@ -41,8 +41,8 @@ _PACKAGES = (
 class Result:
     """A benchmark's outcome: what was measured, under which settings, and what to know about it.
 
-    ``baseline`` names the subject that ratios compare with; else each peer is compared with ours. ``facts`` are
-    measurements that are no rates.
+    Each peer is compared with the subject of ours that has the same case (what stands before ``": "`` in its name)
+    and as many tasks. ``facts`` are measurements that are no rates.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Report:
         )
         self.console.print(", ".join(f"{name} {number}" for name, number in found["packages"].items()))
         if self.settings:
-            self.console.print(_settings_text(self.settings))
+            self.console.print(settings_text(self.settings))
 
     def say(self, text: str) -> None:
         """A line about what is going on."""
@@ -192,10 +192,10 @@ class Report:
         self.console.print()
         self.console.print(self._table(result) if result.figures else f"[bold]{result.title}[/]")
         if result.settings:
-            self.console.print(f"[dim]  {_settings_text(result.settings)}[/]")
+            self.console.print(f"[dim]  {settings_text(result.settings)}[/]")
         for name, fact in result.facts.items():
             if not isinstance(fact, list):
-                self.console.print(f"  {name}: [bold]{_fact_text(fact)}[/]")
+                self.console.print(f"  {name}: [bold]{fact_text(fact)}[/]")
         for note in result.notes:
             self.console.print(f"[dim]  {note}[/]")
 
@@ -210,7 +210,7 @@ class Report:
             if tasks not in (None, figures.tasks):
                 table.add_section()
             tasks = figures.tasks
-            base = _baseline(result, figures)
+            base = baseline(result, figures)
             ratio = None if base is None else result.ratio(base, figures.name, figures.tasks)
             times = figures.percentiles()
             table.add_row(
@@ -265,27 +265,28 @@ class Report:
         Path(path).write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _baseline(result: Result, figures: Figures) -> str | None:
+def baseline(result: Result, figures: Figures) -> str | None:
     """The subject of ours that a peer's row is compared with: one of the same case and number of tasks."""
     if figures.ours:
         return None
-    case = case_of(figures.name)
+    case = _case(figures.name)
     for other in result.figures:
-        if other.ours and other.tasks == figures.tasks and case_of(other.name) == case:
+        if other.ours and other.tasks == figures.tasks and _case(other.name) == case:
             return other.name
     return None
 
 
-def case_of(name: str) -> str:
-    """What stands before ``": "`` in a subject's name: only subjects of one case are compared."""
+def _case(name: str) -> str:
     return name.rpartition(": ")[0]
 
 
-def _settings_text(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_fact_text(value)}" for name, value in settings.items())
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings on one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {fact_text(value)}" for name, value in settings.items())
 
 
-def _fact_text(value: Any) -> str:
+def fact_text(value: Any) -> str:
+    """A value for people."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, int):
@@ -293,5 +294,5 @@ def _fact_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return " ".join(map(_fact_text, value))
+        return " ".join(map(fact_text, value))
     return str(value)

@@ -1,0 +1,171 @@
+"""The page of results, ``docs/benchmarks.md``, written from raw results so that its figures are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiodatastore.bench.measure import Figures
+from aiodatastore.bench.report import Result, Target, baseline, fact_text, settings_text
+
+__all__ = ["write_page"]
+
+Raw = dict[str, Any]
+
+_INTRODUCTION = """\
+# Benchmarks
+
+What this library costs, beside what people would use instead, measured in one run on one machine. The figures here are
+those of the raw results linked below; the page is written from them.
+
+```sh
+pip install -e '.[bench,demo]'
+python -m benchmarks --size full --json benchmarks/results/full.json \\
+    --plots benchmarks/results --page docs/benchmarks.md      # all of this page
+python -m benchmarks --only sqlite query                      # some of it, quickly
+```
+
+A store of your own, with the same work but without the peers (in a namespace of its own, which is emptied
+afterwards; other data is not touched):
+
+```sh
+aiodatastore bench sqlite:///mine.db
+```
+"""
+
+_METHOD = """\
+## How it is measured
+
+- Subjects that do the same work run *side by side*: after a warm-up, in rounds that alternate (A B, B A, A B …), so
+  that whatever else the machine does meets all of them. A rate is the median of the rounds; "ours is" is the median
+  of the ratios of rounds that ran next to each other.
+- No clock is read inside these rounds. Percentiles come from extra rounds in which every operation is timed, as its
+  caller sees it: with 64 tasks, what an operation waits for its turn is part of it.
+- "CPU µs" is the processor time of an operation, of all threads: other programs on the machine disturb it less.
+- Data and the order of operations come from fixed seeds. Misses and errors are counted.
+- Everything runs under asyncio in one process and one event loop; the import runs in a process of its own.
+
+The peers are used as their documentation advises, and as well as we know how:
+
+- **aiosqlite**: one connection, WAL, `synchronous=FULL`, a page cache of 64 MB: the settings of our SQLite adapter.
+  Reads both in the documented way (`async with db.execute(…)`, then `fetchone`: three trips to its thread) and with
+  the shortcut `execute_fetchall` (one trip). Inserts in three ways: insert and commit, where tasks on one connection
+  share its transaction (one's commit takes the others' inserts along, and its rollback would drop them); the same
+  under a lock, so that each insert is a transaction of its own, as each of our puts is; and in autocommit mode.
+- **SQLAlchemy**: its ORM on aiosqlite, a session for each operation, the default pool, the same pragmas.
+- **sqlite3 in a thread**: the standard library's module, one connection, through `anyio.to_thread`.
+- **py-key-value-aio**: its `MemoryStore`, which keeps JSON text and no indexes.
+"""
+
+_LIMITS = """\
+## What this does not show
+
+- Another machine: this one has few processors, and its disk acknowledges an `fsync` faster than most. On a slower disk
+  whatever commits alone gets slower, and what commits together hardly does.
+- Large entities and cold caches: entities here have three to six properties, and the data fits into memory. Queries
+  of the same values come again, so that their plans are remembered; "from a random price" shows those that don't.
+- Equal work: the peers' SQL does less than ours. Its rows have no versions, values are not checked, and its indexes
+  were chosen for these queries, while every property has one here.
+- Lone writes at their best: one task that puts one entity after the other waits for a thread and the disk each time,
+  and writes an index row for every property. aiosqlite's insert is as fast or faster there.
+- Several processes on one file, networks, other versions of Python.
+"""
+
+_NAMES = {
+    "memory_get": "Get by key, in memory",
+    "memory_put": "Put, in memory",
+    "sqlite_get": "Get by key, SQLite",
+    "sqlite_put": "Put, SQLite",
+    "sqlite_query": "Filter, order, limit 20",
+    "shapes": "Shapes of queries",
+    "ycsb": "YCSB workloads A to F",
+    "contention": "Transactions that meet",
+    "cities": "Import of the world's cities",
+    "import": "Importing the package",
+}
+
+
+def write_page(results: Raw, page: Path, plots: Path, raw: Path | None) -> None:
+    """Write the page; ``plots`` and ``raw`` are where the pictures and the JSON file were put."""
+    folder = "benchmarks"  # docs/benchmarks is benchmarks/results
+    parts = [_INTRODUCTION, _machine(results, f"{folder}/{raw.name}" if raw else None)]
+    parts.append("## Figures to reach\n\n" + _targets(results["targets"]))
+    parts.append(_METHOD)
+    for result in results["results"]:
+        parts.append(_section(result, f"{folder}/{result['name']}.svg" if plots else None))
+    parts.append(_LIMITS)
+    page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(results: Raw, raw: str | None) -> str:
+    env, settings = results["environment"], results["settings"]
+    packages = ", ".join(f"{name} {number}" for name, number in env["packages"].items())
+    lines = [
+        "## Machine and versions\n",
+        f"- {env['processors']} × {env['processor']}, {env['system']}, an fsync takes {env['fsync_us']:,.0f} µs;"
+        f" load average {' '.join(map(str, env['load_average']))} when it began",
+        f"- {env['python']}, SQLite {env['sqlite']}, {packages}",
+        f"- {env['at']}; {settings_text(settings)}",
+    ]
+    if raw:
+        lines.append(f"- Raw results: [{Path(raw).name}]({raw})")
+    return "\n".join(lines) + "\n"
+
+
+def _targets(targets: list[Raw]) -> str:
+    rows = []
+    for each in targets:
+        target = Target(each["work"], each["wanted"], each["measured"], each["unit"], each["at_most"])
+        wanted, measured, verdict = target.cells()
+        rows.append((target.work, wanted, measured, f"**{verdict}**" if target.reached is False else verdict))
+    return _table(("work", "wanted", "measured", ""), rows)
+
+
+def _figures(raw: Raw) -> Figures:
+    return Figures(raw["name"], raw["tasks"], raw["ours"], raw["rounds_per_s"])
+
+
+def _section(raw: Raw, plot: str | None) -> str:
+    lines = [f"## {_NAMES.get(raw['name'], raw['title'])}\n"]
+    if raw["settings"]:
+        lines.append(settings_text(raw["settings"]) + ".\n")
+    if raw["subjects"]:
+        lines.append(_rates(raw))
+    facts = [(name, fact_text(fact)) for name, fact in raw["facts"].items() if not isinstance(fact, list)]
+    if facts:
+        lines.append(_table(("", "measured"), facts))
+    lines += [f"- {note}" for note in raw["notes"]]
+    if plot and (raw["subjects"] or raw["name"] == "cities"):
+        lines.append(f"\n![{raw['title']}]({plot})")
+    return "\n".join(lines) + "\n"
+
+
+def _rates(raw: Raw) -> str:
+    result = Result(raw["name"], raw["title"], [_figures(subject) for subject in raw["subjects"]])
+    rows = []
+    for subject, figures in zip(raw["subjects"], result.figures, strict=True):
+        base = baseline(result, figures)
+        ratio = None if base is None else result.ratio(base, figures.name, figures.tasks)
+        times = subject["latency_us"]
+        name = f"**{figures.name}**" if figures.ours else figures.name
+        rows.append(
+            (
+                name,
+                str(figures.tasks),
+                f"{figures.rate:,.0f}",
+                "" if ratio is None else f"{ratio:,.2f}×",
+                f"{subject['processor_us']:,.1f}",
+                *(f"{times[percent]:,.0f}" if percent in times else "" for percent in ("median", "p90", "p99", "max")),
+                str(subject["misses"]),
+                str(sum(subject["errors"].values())),
+            )
+        )
+    columns = ("", "tasks", "per second", "ours is", "CPU µs", "median µs", "p90", "p99", "max", "misses", "errors")
+    return _table(columns, rows)
