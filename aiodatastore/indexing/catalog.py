@@ -17,17 +17,27 @@ from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexS
 from aiodatastore.indexing.rows import SYSTEM, CompositeIndex
 from aiodatastore.rowstore import Record
 
-__all__ = ["CATALOG_KEY", "Catalog", "CatalogEntry"]
+__all__ = ["CATALOG_KEY", "REMOVING", "Catalog", "CatalogEntry"]
 
 CATALOG_KEY = SYSTEM + b"catalog"
+REMOVING = b"\xff"
+"""Where a build would go on, of a DELETING index whose rows are being removed: after the last row there can be."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One index: its info, and after which row of the kind indexes a build goes on."""
+    """One index: its info, and after which row of the kind indexes a build goes on.
+
+    A DELETING index is maintained until nobody can be using it any more; then its ``resume`` is :data:`REMOVING`.
+    """
 
     info: IndexInfo
     resume: bytes = b""
+
+    @property
+    def is_maintained(self) -> bool:
+        """Whether writers keep its rows."""
+        return self.info.state is not IndexState.DELETING or self.resume != REMOVING
 
     @property
     def index(self) -> CompositeIndex:
@@ -51,7 +61,7 @@ class Catalog:
         catalog = cls(version, tuple(entries), next_number)
         for entry in catalog.entries:
             kind = entry.info.definition.kind
-            if entry.info.state is not IndexState.DELETING:
+            if entry.is_maintained:
                 catalog.maintained[kind] = (*catalog.maintained.get(kind, ()), entry.index)
             if entry.info.state is IndexState.SERVING:
                 catalog.serving[kind] = (*catalog.serving.get(kind, ()), entry.index)
@@ -98,6 +108,20 @@ class Catalog:
         ]
         return msgspec.msgpack.encode([self.next_number, rows])
 
+    @property
+    def serving_numbers(self) -> frozenset[int]:
+        """The numbers of the indexes that queries may use."""
+        return frozenset(index.number for indexes in self.serving.values() for index in indexes)
+
+    @property
+    def maintained_numbers(self) -> frozenset[int]:
+        """The numbers of the indexes whose rows are kept."""
+        return frozenset(index.number for indexes in self.maintained.values() for index in indexes)
+
+    def numbered(self, number: int) -> CatalogEntry | None:
+        """The entry with a number."""
+        return next((entry for entry in self.entries if entry.info.number == number), None)
+
     def find(self, definition: IndexDefinition) -> CatalogEntry | None:
         """The entry of a definition."""
         return next((entry for entry in self.entries if entry.info.definition == definition), None)
@@ -115,6 +139,13 @@ class Catalog:
     def with_state(self, entry: CatalogEntry, state: IndexState, message: str = "") -> Catalog:
         """With one index in another state."""
         return self.with_entry(replace(entry, info=replace(entry.info, state=state, message=message)))
+
+    def removing(self, number: int) -> Catalog | None:
+        """With a DELETING index that is maintained no longer; None where that is so."""
+        entry = self.numbered(number)
+        if entry is None or not entry.is_maintained:
+            return None
+        return self.with_entry(replace(entry, resume=REMOVING))
 
     def without(self, number: int) -> Catalog:
         """With one index less."""

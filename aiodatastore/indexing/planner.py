@@ -81,7 +81,7 @@ def plan_branch(query: NormalQuery, branch: Branch, composites: Sequence[Composi
         return BranchPlan(branch, orders, by_key, _by_range(branch))
     ordered = _by_orders(query, branch, orders, wanted, composites)
     bounded = _key_is_bounded(branch)
-    if ordered.exact and (not bounded or any([span.by_ancestor for span in ordered.spans])):
+    if ordered.exact and (not bounded or any(span.by_ancestor for span in ordered.spans)):
         return BranchPlan(branch, orders, ordered)
     filtered = None
     if branch.equals or bounded:

@@ -35,7 +35,7 @@ from aiodatastore.indexing.encoding import (
 )
 from aiodatastore.key import Key
 from aiodatastore.rowstore import TAIL_MULTI
-from aiodatastore.values import Blob, Text
+from aiodatastore.values import Blob, GeoPoint, Text
 
 if TYPE_CHECKING:
     from aiodatastore.indexing.definitions import IndexDefinition
@@ -54,6 +54,7 @@ __all__ = [
     "indexed_values",
     "kind_prefix",
     "property_prefix",
+    "stored_rows",
 ]
 
 MAX_INDEX_ROWS = 20_000
@@ -124,7 +125,7 @@ class _Prefixes(dict[str, bytes]):
 
 _prefixes_of = lru_cache(maxsize=1024)(_Prefixes)
 
-_PLAIN = frozenset((type(None), bool, int, float, str))
+_PLAIN = frozenset((type(None), bool, int, float, str, GeoPoint, Key))
 
 
 def indexed_values(entity: Entity) -> IndexedValues:
@@ -144,7 +145,10 @@ def indexed_values(entity: Entity) -> IndexedValues:
         elif kind in _PLAIN:
             values[name] = {ENCODERS[kind](value): False}
         elif kind is list and value and _PLAIN.issuperset(map(type, value)):
-            values[name] = {ENCODERS[type(element)](element): False for element in value}
+            if len(set(map(type, value))) == 1:  # nearly always
+                values[name] = dict.fromkeys(map(ENCODERS[type(value[0])], value), False)
+            else:
+                values[name] = {ENCODERS[type(element)](element): False for element in value}
         else:
             _collect(values, name, value, unindexed)
     return values
@@ -190,6 +194,26 @@ def index_rows(key: Key, values: IndexedValues, composites: Sequence[CompositeIn
             for value, alternate in found.items():
                 rows[prefix + value + encoded] = tail | 1 << ALTERNATE_SHIFT if alternate else tail
     for index in composites:
+        composite_rows(rows, index, key, encoded, values)
+    return rows
+
+
+def stored_rows(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex] = ()) -> dict[bytes, int]:
+    """The index rows that a stored entity has: never refused, or it could be neither changed nor deleted.
+
+    Of an index that came after it and would need too many of its rows it has none: the build refused them.
+    """
+    try:
+        return index_rows(key, values, composites)
+    except BadRequestError:
+        pass
+    rows = index_rows(key, values)
+    encoded = encode_key(key)
+    for index in composites:
+        try:
+            check_row_count(key, values, (index,))
+        except BadRequestError:
+            continue
         composite_rows(rows, index, key, encoded, values)
     return rows
 

@@ -91,6 +91,11 @@ class Reader:
         self.oldest, self.newest = None, 0
         return taken
 
+    def forget(self) -> None:
+        """Drop what a transaction would have to check: nothing of it is given to anybody."""
+        self.checks, self.spans = {}, []
+        self.oldest, self.newest = None, 0
+
     async def _pause(self) -> None:
         """Let other tasks run if reads that never suspend have kept them waiting."""
         now = perf_counter()

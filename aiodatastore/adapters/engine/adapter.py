@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from functools import partial
+from time import monotonic, perf_counter
 from typing import Any
 
 from anyio.lowlevel import checkpoint
@@ -28,6 +29,7 @@ from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.adapters.engine.verification import check_store, store_stats
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
+    BadRequestError,
     DatastoreError,
     FormatVersionError,
     StoreReadOnlyError,
@@ -43,9 +45,9 @@ from aiodatastore.indexing.encoding import (
 )
 from aiodatastore.indexing.explain import Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, partitions
-from aiodatastore.indexing.rows import SYSTEM
+from aiodatastore.indexing.rows import COMPOSITE_TAG, SYSTEM
 from aiodatastore.indexing.scanning import Reader
-from aiodatastore.key import Key
+from aiodatastore.key import MAX_ID, Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import (
     Capability,
@@ -53,6 +55,7 @@ from aiodatastore.rowstore import (
     RowCommit,
     RowPut,
     RowStore,
+    Space,
     StaleFenceError,
 )
 from aiodatastore.serializers import Serializer
@@ -62,7 +65,7 @@ __all__ = ["EngineAdapter"]
 _log = logging.getLogger("aiodatastore")
 
 _FORMAT_KEY = SYSTEM + b"format"
-_CATALOG_MAX_AGE_S = 1.0
+_COMPOSITE = bytes((COMPOSITE_TAG,))
 _MAX_HOLD_S = 0.005
 _DEFAULT = RunOptions()
 
@@ -106,6 +109,8 @@ class EngineAdapter(Engine, Adapter):
         """
         await self.store.open()
         try:
+            self.forget_catalog()
+            now = monotonic()
             records, _ = await self.store.read([_FORMAT_KEY, CATALOG_KEY])
             if records[0] is None:
                 await self._write_format()
@@ -115,7 +120,7 @@ class EngineAdapter(Engine, Adapter):
                     f"{self.url} is in format {found}, this version of the package reads {FORMAT_VERSION}: "
                     "use the version that wrote it, or export there and import here"
                 )
-            self.take_catalog(records[1])
+            self.take_catalog(records[1], now)
         except BaseException:
             await self.store.aclose()
             raise
@@ -160,8 +165,8 @@ class EngineAdapter(Engine, Adapter):
     def run(self, query: Query, options: RunOptions = _DEFAULT) -> ResultStream:
         """Plan a query; pages are read as they are asked for."""
         if self.require_indexes and query.kind not in METADATA_KINDS:
-            self.refresh_now()
-            missing = self.missing_index(query)
+            fresh = self.refresh_now()  # else the first page tells
+            missing = self.missing_index(query) if fresh else None
             if missing is not None:
                 raise missing
         return EngineStream(self, query, options)
@@ -200,6 +205,10 @@ class EngineAdapter(Engine, Adapter):
             catalog = self.catalog
             since = perf_counter() if len(batch) > 1 else 0.0
             for place, commit in enumerate(batch):
+                lost = self._lost_spans(commit) if commit.spans else 0
+                if lost:
+                    outcomes[place] = Outcome(None, stale_spans=lost)
+                    continue
                 try:
                     prepared.append(self._prepare(commit))
                     places.append(place)
@@ -212,7 +221,8 @@ class EngineAdapter(Engine, Adapter):
                 continue  # an index was made while others ran
             try:
                 fence = (CATALOG_KEY, catalog.version)
-                results = await self.store.commit(RowBatch(prepared, self.old_rows, fence)) if prepared else []
+                old_rows = partial(self.old_rows, catalog=catalog)
+                results = await self.store.commit(RowBatch(prepared, old_rows, fence)) if prepared else []
             except StaleFenceError:
                 await self.refresh(force=True)
                 continue
@@ -221,23 +231,41 @@ class EngineAdapter(Engine, Adapter):
                 outcomes[place] = Outcome(version, found, stale)
             return [outcome for outcome in outcomes if outcome is not None]
 
+    def _lost_spans(self, commit: Commit) -> int:
+        """How many spans are of indexes that are not maintained any more: whether they hold can't be told."""
+        numbers = {
+            int.from_bytes(span.lo[1:5], "big")
+            for span in commit.spans
+            if span.space is Space.INDEX and span.lo[:1] == _COMPOSITE
+        }
+        return len(numbers - self.catalog.maintained_numbers) if numbers else 0
+
     @staticmethod
     def _sequence(key: Key) -> bytes:
         return encode_partition(key.project, key.namespace) + encode_text(key.kind)
 
     async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:
-        """Ids from the sequence of the key's partition and kind: unique over all parents."""
-        first = await self.store.allocate(self._sequence(key), size)
+        """Ids from the sequence of the key's partition and kind: unique over all parents.
+
+        :raises BadRequestError: if there are not so many left
+        """
+        try:
+            first = await self.store.allocate(self._sequence(key), size)
+        except OverflowError:  # a store need not count further than ids go
+            first = MAX_ID
+        if first + size > MAX_ID:
+            raise BadRequestError(f"fewer than {size} numeric ids are left for keys like {key!r}")
         return first, first + size - 1
 
     async def reserve_ids(self, key: Key, up_to: int) -> tuple[int, int]:
         """The ids up to a number that the sequence has not passed."""
         sequence = self._sequence(key)
         first = await self.store.allocate(sequence, 0)
-        if first <= up_to:
+        end = min(up_to, MAX_ID - 1)  # the last id of all is never handed out, so the next one is an id, too
+        if first <= end:
             # Another process may come between: what it took is its own, the rest of the range is ours.
-            first = await self.store.allocate(sequence, up_to - first + 1)
-        if first > up_to:
+            first = await self.store.allocate(sequence, end - first + 1)
+        if first > end:
             return first, first - 1
         return first, up_to
 

@@ -42,21 +42,29 @@ async def aggregate(
             )
     if query.kind in METADATA_KINDS:
         return await _of_metadata(engine, query, aggregations, options)
-    await engine.refresh()
-    reader = Reader(engine.store, track=options.track)
-    values: list[Number | None] = []
-    if all(function == "count" for function, _ in aggregations):
-        counted = await _count(engine, query, reader)
-        values = [counted] * len(aggregations)
-    else:
-        by_index = [await _by_index(engine, query, reader, item) for item in aggregations]
-        if any(item is None for item in by_index):
-            values = await _by_entities(engine, query, reader, aggregations)
-        else:
-            values = [item.value(function) for item, (function, _) in zip(by_index, aggregations, strict=True) if item]
+    while True:
+        await engine.refresh()
+        retired = engine.retired
+        reader = Reader(engine.store, track=options.track)
+        values = await _values(engine, query, reader, aggregations)
+        await engine.refresh()
+        if engine.retired == retired:
+            break  # else rows of an index that was used may have been removed meanwhile
     checks = {decode_key(key): version for key, version in reader.checks.items()}
     version, newest = reader.take_versions()
     return AggregateResult(values, version, checks, reader.spans, newest)
+
+
+async def _values(
+    engine: Engine, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
+) -> list[Number | None]:
+    if all(function == "count" for function, _ in aggregations):
+        counted = await _count(engine, query, reader)
+        return [counted] * len(aggregations)
+    by_index = [await _by_index(engine, query, reader, item) for item in aggregations]
+    if any(item is None for item in by_index):
+        return await _by_entities(engine, query, reader, aggregations)
+    return [item.value(function) for item, (function, _) in zip(by_index, aggregations, strict=True) if item]
 
 
 async def _of_metadata(
@@ -124,6 +132,9 @@ async def _count_span(query: Query, normal: NormalQuery, plans: Sequence[BranchP
     if access.key_filter and (branch.key_lo, branch.key_hi) != (partition, partition + _AFTER):
         return None
     span = access.spans[0]
+    if normal.orders and reader.track:
+        # A transaction that counts verifies how many rows there are: not enough where entities may have several.
+        return None
     step = Step("count", span.label)
     counted = await reader.count(step, span.space, span.prefix + access.lo, span.prefix + access.hi)
     if normal.orders and counted.multi:

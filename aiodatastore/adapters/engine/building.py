@@ -8,8 +8,8 @@ from dataclasses import replace
 import anyio
 
 from aiodatastore.adapters.engine.core import CATALOG_MAX_AGE_S, Engine
-from aiodatastore.errors import BadRequestError, DatastoreError
-from aiodatastore.indexing.catalog import Catalog, CatalogEntry
+from aiodatastore.errors import BadRequestError, DatastoreError, UnavailableError
+from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog, CatalogEntry
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
 from aiodatastore.indexing.encoding import decode_key, encode_key
 from aiodatastore.indexing.explain import Step
@@ -29,6 +29,8 @@ __all__ = ["IndexBuilder"]
 _AFTER = b"\xff"
 _BATCH = 250
 _SAVE_EVERY = 20
+MAX_PROPERTIES = 40
+"""Properties of one index: the 63 bits beside each row tell their types."""
 Progress = Callable[[int], None] | None
 
 
@@ -43,8 +45,11 @@ class IndexBuilder:
 
         One in state ERROR goes back to BUILDING.
 
-        :raises BadRequestError: if it is being deleted
+        :raises BadRequestError: if it is being deleted, or has too many properties
         """
+        if len(definition.properties) > MAX_PROPERTIES:
+            count = len(definition.properties)
+            raise BadRequestError(f"an index has at most {MAX_PROPERTIES} properties, this one of {count}")
 
         def change(catalog: Catalog) -> Catalog | None:
             entry = catalog.find(definition)
@@ -70,7 +75,11 @@ class IndexBuilder:
         return entry
 
     async def build(self, definition: IndexDefinition, progress: Progress) -> IndexInfo:
-        """Add the rows of existing entities, in batches, from where an earlier build stopped."""
+        """Add the rows of existing entities, in batches, from where an earlier build stopped.
+
+        Several builds of one index may run at a time: the first one to end makes it SERVING. What can't be indexed
+        ends in ERROR; a store that fails does not, the build can go on later.
+        """
         engine = self._engine
         await engine.refresh(force=True)
         entry = self._entry(definition)
@@ -86,6 +95,8 @@ class IndexBuilder:
                 span = kind_prefix(project, namespace, definition.kind)
                 if span + _AFTER > entry.resume:
                     seen = await self._build_span(entry, span, max(span, entry.resume), seen, progress)
+        except UnavailableError:
+            raise
         except DatastoreError as exc:
             await self._set_state(definition, IndexState.ERROR, str(exc), seen)
             raise
@@ -95,7 +106,9 @@ class IndexBuilder:
         def change(catalog: Catalog) -> Catalog | None:
             entry = catalog.find(definition)
             if entry is None or entry.info.state is IndexState.DELETING:
-                raise BadRequestError(f"the index {definition} was deleted while it was being built")
+                raise _deleted(definition)
+            if entry.info.state is IndexState.SERVING:
+                return None
             return catalog.with_entry(CatalogEntry(replace(entry.info, state=state, message=message, seen=seen)))
 
         catalog = await self._engine.change_catalog(change)
@@ -109,6 +122,12 @@ class IndexBuilder:
         step = Step("build")
         batches = 0
         while rows := await reader.scan(step, Space.INDEX, lo, span + _AFTER, _BATCH, reverse=False, join=True):
+            catalog = engine.catalog
+            current = catalog.numbered(entry.info.number)
+            if current is None or current.info.state is IndexState.DELETING:
+                raise _deleted(entry.info.definition)
+            if current.info.state is IndexState.SERVING:
+                return seen  # another build was faster
             puts: dict[bytes, int] = {}
             checks: list[tuple[bytes, int]] = []
             for row, tail, version, payload in rows:
@@ -121,8 +140,11 @@ class IndexBuilder:
             if puts:
                 commit = RowCommit(checks=checks, index_puts=puts)
                 try:
-                    outcomes = await engine.store.commit(RowBatch([commit], engine.old_rows))
-                except StaleFenceError:  # pragma: no cover - no fence was given
+                    # Fenced, so that nothing is added to an index after its rows were removed.
+                    fence = (CATALOG_KEY, catalog.version)
+                    outcomes = await engine.store.commit(RowBatch([commit], engine.old_rows, fence))
+                except StaleFenceError:
+                    await engine.refresh(force=True)
                     continue
                 outcome = outcomes[0]
             if outcome is not None and outcome.version is None:
@@ -148,7 +170,9 @@ class IndexBuilder:
         def change(catalog: Catalog) -> Catalog | None:
             entry = catalog.find(definition)
             if entry is None or entry.info.state is not IndexState.BUILDING:
-                raise BadRequestError(f"the index {definition} was deleted while it was being built")
+                return None
+            if resume <= entry.resume:
+                return None  # another build is further
             return catalog.with_entry(CatalogEntry(replace(entry.info, seen=seen), resume))
 
         await self._engine.change_catalog(change)
@@ -166,15 +190,18 @@ class IndexBuilder:
                 raise BadRequestError(f"there is no index {definition}")
             if entry.info.state is IndexState.DELETING:
                 return None
-            return catalog.with_state(entry, IndexState.DELETING)
+            return catalog.with_entry(CatalogEntry(replace(entry.info, state=IndexState.DELETING, message="")))
 
         catalog = await engine.change_catalog(mark)
         entry = catalog.find(definition)
         assert entry is not None
         if not finish:
             return
-        if Capability.MULTI_PROCESS in engine.store.capabilities:
-            await anyio.sleep(2 * CATALOG_MAX_AGE_S)  # by then no process plans with it any more
+        number = entry.info.number
+        if entry.is_maintained:
+            if Capability.MULTI_PROCESS in engine.store.capabilities:
+                await anyio.sleep(2 * CATALOG_MAX_AGE_S)  # by then no process reads from it any more
+            await engine.change_catalog(lambda catalog: catalog.removing(number))
         reader = Reader(engine.store, track=False)
         step = Step("delete")
         prefix = entry.index.prefix
@@ -185,5 +212,8 @@ class IndexBuilder:
             removed += len(rows)
             if progress is not None:
                 progress(removed)
-        number = entry.info.number
         await engine.change_catalog(lambda catalog: catalog.without(number))
+
+
+def _deleted(definition: IndexDefinition) -> BadRequestError:
+    return BadRequestError(f"the index {definition} was deleted while it was being built")

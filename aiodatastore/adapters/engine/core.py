@@ -16,7 +16,7 @@ from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
 from aiodatastore.indexing.normal import NormalQuery, normalize
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
-from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values
+from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values, stored_rows
 from aiodatastore.indexing.suggest import need_index
 from aiodatastore.key import Key
 from aiodatastore.query import PropertyFilter, Query
@@ -47,6 +47,8 @@ class Engine:
         self.require_indexes = require_indexes
         self.sort_budget = sort_budget
         self.catalog = Catalog()
+        self.retired = 0
+        """How often an index that served was seen to serve no more: what was being read from it may lack rows."""
         self._catalog_read_at = 0.0
         self._told: set[IndexDefinition] = set()
         self._needs: dict[tuple[bytes, int], NeedIndexError | None] = {}
@@ -134,27 +136,42 @@ class Engine:
 
     # -------------------------------------------------------------------------------------- catalog
 
-    def take_catalog(self, record: Record | None) -> None:
-        """Use the catalog of a record just read."""
-        self._catalog_read_at = monotonic()
-        if (0 if record is None else record.version) != self.catalog.version:
-            self.catalog = Catalog.loads(record)
+    def take_catalog(self, record: Record | None, read_at: float) -> None:
+        """Use the catalog of a record whose reading began at ``read_at``, unless a newer one is known."""
+        self._catalog_read_at = max(self._catalog_read_at, read_at)
+        if (0 if record is None else record.version) > self.catalog.version:
+            self._use(Catalog.loads(record))
 
-    def refresh_now(self) -> None:
-        """As :meth:`refresh`, where that needs no waiting."""
-        if monotonic() - self._catalog_read_at > CATALOG_MAX_AGE_S:
+    def _use(self, catalog: Catalog) -> None:
+        if not catalog.serving_numbers >= self.catalog.serving_numbers:
+            self.retired += 1
+        self.catalog = catalog
+
+    def forget_catalog(self) -> None:
+        """Know of no index: what the store is about to hold may be other data."""
+        self._use(Catalog())
+        self._catalog_read_at = 0.0
+
+    def refresh_now(self) -> bool:
+        """As :meth:`refresh`, where that needs no waiting; whether the catalog is fresh."""
+        now = monotonic()
+        if now - self._catalog_read_at > CATALOG_MAX_AGE_S:
             records = self.store.read_now([CATALOG_KEY])
-            if records is not None:
-                self.take_catalog(records[0])
+            if records is None:
+                return False
+            self.take_catalog(records[0], now)
+        return True
 
     async def refresh(self, *, force: bool = False) -> None:
         """See indexes that other processes made or removed, at most :data:`CATALOG_MAX_AGE_S` late.
 
-        That is soon enough: an index serves before anybody uses it, and is removed only after nobody does.
+        That is soon enough: an index serves before anybody uses it, and is maintained for twice as long after it
+        was marked for deletion. Who reads for longer refreshes again and looks at :attr:`retired`.
         """
-        if force or monotonic() - self._catalog_read_at > CATALOG_MAX_AGE_S:
+        now = monotonic()
+        if force or now - self._catalog_read_at > CATALOG_MAX_AGE_S:
             records, _ = await self.store.read([CATALOG_KEY])
-            self.take_catalog(records[0])
+            self.take_catalog(records[0], now)
 
     async def change_catalog(self, change: Callable[[Catalog], Catalog | None]) -> Catalog:
         """Replace the catalog by ``change`` of its newest state, until nobody came between; None: leave it."""
@@ -168,16 +185,23 @@ class Engine:
             )
             outcome = (await self.store.commit(RowBatch([commit], self.old_rows)))[0]
             if outcome.version is not None:
-                self.catalog = replace(changed, version=outcome.version)
-                return self.catalog
+                changed = replace(changed, version=outcome.version)
+                if changed.version > self.catalog.version:
+                    self._use(changed)
+                return changed
 
     # ----------------------------------------------------------------------------------------- rows
 
-    def old_rows(self, key: bytes, payload: bytes) -> Mapping[bytes, int]:
-        """The index rows of a stored entity: what an overwrite or delete has to remove."""
+    def old_rows(self, key: bytes, payload: bytes, catalog: Catalog | None = None) -> Mapping[bytes, int]:
+        """The index rows of a stored entity: what an overwrite or delete has to remove.
+
+        ``catalog``: the one that a batch is fenced by. The store may ask in a thread, while another is taken here.
+        """
         if key.startswith(SYSTEM):
             return {}
-        return self.entity_rows(self.serializer.loads(decode_key(key), payload, 0))
+        found = decode_key(key)
+        values = indexed_values(self.serializer.loads(found, payload, 0))
+        return stored_rows(found, values, (catalog or self.catalog).maintained.get(found.kind, ()))
 
     def entity_rows(self, entity: Entity) -> dict[bytes, int]:
         """All index rows of an entity, composite ones included."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aiodatastore.adapters.base import Page, ResultStream, RunOptions
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import NeedIndexError
 from aiodatastore.indexing.encoding import decode_key
-from aiodatastore.indexing.execution import QueryRun
+from aiodatastore.indexing.execution import Bounds, QueryRun
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
@@ -26,6 +27,8 @@ class EngineStream(ResultStream):
         self._options = options
         self._normal, self._plans = engine.plan(query)
         self._planned_with = engine.catalog.version
+        self._retired = engine.retired
+        self._to_check = engine.require_indexes
         self._bounds = engine.bounds(query, self._normal)
         self._reader = Reader(engine.store, track=options.track)
         self._missing: NeedIndexError | None = None
@@ -50,22 +53,49 @@ class EngineStream(ResultStream):
         )
 
     async def next_page(self) -> Page:
-        """Read until the page is full."""
+        """Read until the page is full. One that fails, or is cancelled, is read again by the next call."""
         if self._metadata:
             return await self._metadata_page()
         engine = self._engine
-        await engine.refresh()
-        if engine.catalog.version != self._planned_with:
-            self._normal, self._plans = engine.plan(self._query)
-            self._planned_with = engine.catalog.version
-            self._run = self._start()
-        if self._done:
-            return Page([], self._bounds.start or None, False, self._reader.version or 0, self._positions([]))
-        run = self._run
-        items, skipped = await run.next_items()
+        before = replace(self._bounds)
+        while True:
+            await engine.refresh()
+            if self._to_check:
+                missing = engine.missing_index(self._query)
+                if missing is not None:
+                    raise missing
+                self._to_check = False
+            if engine.catalog.version != self._planned_with or engine.retired != self._retired:
+                self._plan_again()
+            if self._done:
+                return Page([], self._bounds.start or None, False, self._reader.version or 0, self._positions([]))
+            run = self._run
+            try:
+                items, skipped = await run.next_items()
+                await engine.refresh()
+            except BaseException:
+                self._rewind(before)
+                raise
+            if engine.retired == self._retired:
+                break
+            # It took so long that rows of an index that it used may have been removed under it.
+            self._rewind(before)
         self._done = run.finished
         positions = [item[0] for item in items] if self._options.positions else []
         return self._page(run.results(items), positions, skipped)
+
+    def _plan_again(self) -> None:
+        engine = self._engine
+        self._normal, self._plans = engine.plan(self._query)
+        self._planned_with = engine.catalog.version
+        self._retired = engine.retired
+        self._run = self._start()
+
+    def _rewind(self, bounds: Bounds) -> None:
+        """Forget what was read since the bounds were these."""
+        self._bounds = replace(bounds)
+        self._reader.forget()
+        self._planned_with = -1
 
     def _positions(self, positions: list[bytes]) -> list[bytes] | None:
         return positions if self._options.positions else None
