@@ -61,6 +61,9 @@ class GeoPoint:
     longitude: float
 
     def __post_init__(self) -> None:
+        latitude, longitude = self.latitude, self.longitude
+        if type(latitude) is float is type(longitude) and -90 <= latitude <= 90 and -180 <= longitude <= 180:
+            return
         object.__setattr__(self, "latitude", _degrees("latitude", self.latitude, 90))
         object.__setattr__(self, "longitude", _degrees("longitude", self.longitude, 180))
 

@@ -57,7 +57,9 @@ _INVERT = bytes(range(255, -1, -1))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FLOAT = struct.Struct(">d")
+_FLOAT_PAIR = struct.Struct(">dd")
 _UINT64 = struct.Struct(">Q")
+_UINT64_PAIR = struct.Struct(">QQ")
 _SIGN = 1 << 63
 _ALL = (1 << 64) - 1
 _NAN = b"\x40" + _UINT64.pack(0x7FF8000000000000 ^ _SIGN)
@@ -78,15 +80,15 @@ def invert(data: bytes) -> bytes:
 
 
 def _escape(raw: bytes) -> bytes:
-    if b"\x01" in raw:
+    if 1 in raw:  # asking for an int takes 30 ns, for bytes ten times as long: that tries an int first, and fails
         raw = raw.replace(b"\x01", b"\x01\x02")
-    if b"\x00" in raw:
+    if 0 in raw:
         raw = raw.replace(b"\x00", b"\x01\x01")
     return raw + b"\x00"
 
 
 def _unescape(data: bytes) -> bytes:
-    if b"\x01" in data:
+    if 1 in data:
         return data.replace(b"\x01\x01", b"\x00").replace(b"\x01\x02", b"\x01")
     return data
 
@@ -226,9 +228,17 @@ def _encode_float(value: float) -> bytes:
 
 def _encode_str(value: str) -> bytes:
     raw = value.encode()
-    if b"\x00" in raw or b"\x01" in raw:
+    if 0 in raw or 1 in raw:
         return b"\x30" + _escape(raw)
     return b"\x30%b\x00" % raw
+
+
+def _encode_point(value: GeoPoint) -> bytes:
+    latitude, longitude = _UINT64_PAIR.unpack(_FLOAT_PAIR.pack(value.latitude, value.longitude))
+    return b"\x50" + _UINT64_PAIR.pack(
+        latitude ^ _ALL if latitude & _SIGN else latitude | _SIGN,
+        longitude ^ _ALL if longitude & _SIGN else longitude | _SIGN,
+    )
 
 
 ENCODERS: dict[type, Callable[[Any], bytes]] = {
@@ -239,7 +249,7 @@ ENCODERS: dict[type, Callable[[Any], bytes]] = {
     float: _encode_float,
     str: _encode_str,
     bytes: lambda value: b"\x30" + _escape(value),
-    GeoPoint: lambda value: b"\x50" + _float_bits(value.latitude) + _float_bits(value.longitude),
+    GeoPoint: _encode_point,
     Key: lambda value: b"\x60" + encode_key(value) + b"\x00",
 }
 
