@@ -6,7 +6,7 @@ import enum
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, TypeAlias, overload
 
@@ -45,6 +45,8 @@ MAX_COMPONENTS: Final = 100
 """How many filters, orders and ancestors a query may have together."""
 MAX_SUBQUERIES: Final = 30
 """How many queries :meth:`Query.union` merges."""
+_MAX_DEPTH: Final = 50
+"""How deep And and Or may be nested."""
 
 
 class Op(enum.StrEnum):
@@ -117,13 +119,15 @@ class And:
     >>> And(PropertyFilter("a", "=", 1), Or(PropertyFilter("b", "<", 2), PropertyFilter("c", "=", None)))
     And(PropertyFilter('a', '=', 1), Or(PropertyFilter('b', '<', 2), PropertyFilter('c', '=', None)))
 
-    :raises BadFilterError: if an argument is no filter
+    :raises BadFilterError: if an argument is no filter, or they are nested too deep
     """
 
     filters: tuple[Filter, ...]
+    _depth: int = field(compare=False)
 
     def __init__(self, *filters: Filter) -> None:
         _set(self, "filters", _checked(filters))
+        _set(self, "_depth", _depth(filters))
 
     def __repr__(self) -> str:
         return f"And({', '.join(map(repr, self.filters))})"
@@ -133,13 +137,15 @@ class And:
 class Or:
     """At least one of several conditions. Without any, it holds for nothing.
 
-    :raises BadFilterError: if an argument is no filter
+    :raises BadFilterError: if an argument is no filter, or they are nested too deep
     """
 
     filters: tuple[Filter, ...]
+    _depth: int = field(compare=False)
 
     def __init__(self, *filters: Filter) -> None:
         _set(self, "filters", _checked(filters))
+        _set(self, "_depth", _depth(filters))
 
     def __repr__(self) -> str:
         return f"Or({', '.join(map(repr, self.filters))})"
@@ -156,6 +162,13 @@ def _checked(filters: Sequence[Any]) -> tuple[Filter, ...]:
         if not isinstance(each, PropertyFilter | And | Or):
             raise BadFilterError(f"expected a PropertyFilter, And or Or, got {each!r:.80}")
     return tuple(filters)
+
+
+def _depth(filters: Sequence[Filter]) -> int:
+    depth = 1 + max((0 if isinstance(each, PropertyFilter) else each._depth for each in filters), default=0)
+    if depth > _MAX_DEPTH:
+        raise BadFilterError(f"And and Or can be nested {_MAX_DEPTH} deep, no deeper; one And takes many filters")
+    return depth
 
 
 def _operator(op: Any) -> Op:

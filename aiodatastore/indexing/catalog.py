@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from aiodatastore.errors import CorruptDataError
+from aiodatastore.errors import BadArgumentError, CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
 from aiodatastore.indexing.rows import SYSTEM, CompositeIndex
 from aiodatastore.rowstore import Record
@@ -87,7 +87,7 @@ class Catalog:
                 )
                 for number, kind, properties, ancestor, state, message, seen, resume in rows
             ]
-        except (ValueError, TypeError, msgspec.DecodeError) as exc:
+        except (ValueError, TypeError, msgspec.DecodeError, BadArgumentError) as exc:
             raise CorruptDataError(f"the store's index catalog can't be read: {exc}") from exc
         return cls.of(record.version, entries, next_number)
 

@@ -478,3 +478,13 @@ def test_reversing_and_repr_of_any_query(filters: list[Any], orders: list[str]) 
     assert eval(repr(query)) == query
     assert hash(eval(repr(query))) == hash(query)
     query.check()
+
+
+def test_filters_nested_too_deep_are_refused_before_they_are_a_recursion_error() -> None:
+    nested: PropertyFilter | And | Or = PropertyFilter("a", "=", 1)
+    for _ in range(50):
+        nested = And(nested)
+    assert Query("K").filter(nested).shape
+    assert pickle.loads(pickle.dumps(nested)) == nested
+    with pytest.raises(BadFilterError, match="50 deep"):
+        Or(nested)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from aiodatastore.adapters.base import Commit, Delete, Put, RunOptions
@@ -16,11 +18,19 @@ from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadRequestError, NeedIndexError, StoreBusyError, TransactionFailedError
+from aiodatastore.errors import (
+    BadRequestError,
+    CorruptDataError,
+    NeedIndexError,
+    StoreBusyError,
+    TransactionFailedError,
+)
 from aiodatastore.indexing.definitions import IndexDefinition, IndexState
 from aiodatastore.key import MAX_ID, Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Record, RowBatch, RowOutcome, RowScan, Space, Span
+from aiodatastore.serializers import MsgpackSerializer
+from aiodatastore.values import GeoPoint
 
 pytestmark = pytest.mark.anyio
 
@@ -328,3 +338,20 @@ async def test_an_adapter_opened_again_knows_nothing_of_what_its_store_has_forgo
         assert await ds.indexes() == []
         await ds.put(some(3))
         assert await ds.check() == []
+
+
+async def test_whatever_a_damaged_payload_comes_to_is_corrupt_data() -> None:
+    serializer = MsgpackSerializer()
+    key = Key("T", 1)
+    point = serializer.dumps(Entity(key, {"p": GeoPoint(1.0, 2.0)}))
+    latitude = point.index(struct.pack(">d", 1.0))
+    damaged = [
+        point[:latitude] + struct.pack(">d", 1e9) + point[latitude + 8 :],
+        b"\x01" + msgspec.msgpack.encode({"p": 1}),
+        b"\x01" + msgspec.msgpack.encode([5]),
+        b"\x01" + msgspec.msgpack.encode(None),
+        b"",
+    ]
+    for payload in damaged:
+        with pytest.raises(CorruptDataError):
+            serializer.loads(key, payload, 1)

@@ -15,7 +15,8 @@ from aiodatastore.rowstore import TAIL_KEY_MASK, Space
 
 __all__ = ["check_store", "store_stats"]
 
-_PAGE = 500
+_PAGE = {Space.ENTITY: 64, Space.INDEX: 500}
+"""Rows read at once; the loop is let go between pages, and making all rows of an entity takes long."""
 _MAX_LINES = 100
 
 
@@ -26,7 +27,7 @@ async def _pages(
     step = Step("all")
     lo = b""
     hi = SYSTEM
-    while rows := await reader.scan(step, space, lo, hi, _PAGE, reverse=False, join=join):
+    while rows := await reader.scan(step, space, lo, hi, _PAGE[space], reverse=False, join=join):
         lo = rows[-1][0] + b"\x00"
         yield list(rows)
 
