@@ -218,9 +218,9 @@ class StoreMachine(RuleBasedStateMachine):
             if entity is not None:
                 assert entity.version == self.versions[entity.key]
 
-    @rule(pick=picks, query=WORLD.queries())
-    def query(self, pick: int, query: Query) -> None:
-        found = self.call(self.store(pick).query(query).fetch())
+    @rule(pick=picks, query=WORLD.queries(), page_size=st.sampled_from((None, 1, 2)))
+    def query(self, pick: int, query: Query, page_size: int | None) -> None:
+        found = self.call(self.store(pick).query(query).fetch(page_size=page_size))
         wanted = self.model.results(query)
         assert same(wanted, found), f"{query!r}: got {found!r}, expected {wanted!r}"
 
@@ -295,11 +295,11 @@ class StoreMachine(RuleBasedStateMachine):
             self._saw(txn, lambda view: same([view.get(key) for key in keys], found), f"get {keys} → {found!r}")
 
     @precondition(lambda self: self.open)
-    @rule(pick=picks, query=WORLD.queries())
-    def query_in_transaction(self, pick: int, query: Query) -> None:
+    @rule(pick=picks, query=WORLD.queries(), page_size=st.sampled_from((None, 1, 2)))
+    def query_in_transaction(self, pick: int, query: Query, page_size: int | None) -> None:
         txn = self.open[pick % len(self.open)]
         txn.queried = True
-        found = self._read(txn, txn.handle.query(query).fetch())
+        found = self._read(txn, txn.handle.query(query).fetch(page_size=page_size))
         if found is not None:
             self._saw(txn, lambda view: same(view.results(query), found), f"{query!r} → {found!r}")
 

@@ -70,13 +70,6 @@ class ForgetsKeys(EngineAdapter):
         return await super().commit([replace(each, checks={}) for each in batch])
 
 
-class ForgetsSpans(EngineAdapter):
-    """Does not check the spans a transaction has scanned."""
-
-    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
-        return await super().commit([replace(each, spans=()) for each in batch])
-
-
 class LosesWrites(EngineAdapter):
     """Applies all writes of a commit but the last, if there are several."""
 
@@ -93,7 +86,7 @@ class IgnoresOrders(EngineAdapter):
         return super().run(query, options)
 
 
-@pytest.mark.parametrize("broken", [ForgetsKeys, ForgetsSpans, LosesWrites, IgnoresOrders])
+@pytest.mark.parametrize("broken", [ForgetsKeys, LosesWrites, IgnoresOrders])
 def test_broken_stores_are_caught(broken: type[EngineAdapter]) -> None:
     class BrokenMachine(StoreMachine):
         def fresh(self) -> Callable[[], Datastore]:

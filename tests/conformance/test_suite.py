@@ -46,7 +46,8 @@ class TestMemory(AdapterSuite):
     @pytest.fixture
     def connect(self, side_door: MemoryDoor) -> Connect:
         def connect(**options: Any) -> Datastore:
-            return Datastore(EngineAdapter(side_door.store), **options)
+            own = {name: options.pop(name) for name in ("require_indexes", "sort_budget") if name in options}
+            return Datastore(EngineAdapter(side_door.store, **own), **options)
 
         return connect
 

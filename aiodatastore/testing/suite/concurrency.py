@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import anyio
@@ -36,7 +37,7 @@ class ConcurrencyTests(StoreTests):
         async def read(first: int) -> Any:
             return await ds.get([Key("K", (first * 7 + step) % 60 + 1) for step in range(5)])
 
-        results = await gather([lambda first=first: read(first) for first in range(100)])  # type: ignore[misc] # bound now
+        results = await gather([functools.partial(read, first) for first in range(100)])
         seen: set[int] = set()
         for first, entities in enumerate(results):
             assert not isinstance(entities, Exception)
@@ -61,7 +62,7 @@ class ConcurrencyTests(StoreTests):
             await ds.put(Entity(Key("K", number), {"n": number}))
             return await ds.get(Key("K", number))
 
-        results = await gather([lambda n=n: write(n) for n in range(1, 101)])  # type: ignore[misc] # bound now
+        results = await gather([functools.partial(write, n) for n in range(1, 101)])
         assert_same(numbered("K", 100), list(results))
         assert await ds.query("K").count() == 100
 

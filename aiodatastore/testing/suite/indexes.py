@@ -101,6 +101,15 @@ class IndexTests(StoreTests):
             await ds.put(Entity(Key("K", 99), {"a": 1, "n": 5, "b": 1}))
             assert await query.keys() == [Key("K", 99)]
 
+    async def test_declared_indexes_are_built_on_opening(self, connect: Connect) -> None:
+        """From App Engine's ``index.yaml``; opening again changes nothing."""
+        yaml = "indexes:\n- kind: K\n  properties:\n  - name: a\n  - name: n\n    direction: desc\n"
+        definition = IndexDefinition("K", (("a", "asc"), ("n", "desc")))
+        async with connect(index_yaml=yaml) as ds:
+            await ds.put(numbered("K", 5, a=1))
+            assert [(info.definition, info.state) for info in await ds.indexes()] == [(definition, IndexState.SERVING)]
+            assert [key.id for key in await ds.query("K").filter("a", "=", 1).order("-n").keys()] == [5, 4, 3, 2, 1]
+
     async def test_built_while_writes_go_on(self, ds: Datastore) -> None:
         """Puts, changes and deletions during a build are in the index, or not, as they should be."""
         await ds.put(numbered("K", 1500, a=0))

@@ -11,15 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiodatastore.adapters.base import ReadPolicy
 from aiodatastore.cursor import Cursor
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadFilterError, BadQueryError, BadRequestError, BadValueError, DatastoreError
+from aiodatastore.errors import (
+    BadFilterError,
+    BadQueryError,
+    BadRequestError,
+    BadValueError,
+    DatastoreError,
+    NeedIndexError,
+)
 from aiodatastore.key import Key
 from aiodatastore.query import And, Filter, Or, PropertyFilter, Query
 from aiodatastore.testing.model import Model, indexed_values
 from aiodatastore.testing.strategies import LOOK_ALIKE_NAMES, LOOK_ALIKES, World
-from aiodatastore.testing.suite.base import StoreTests, assert_same, examples, numbered
+from aiodatastore.testing.suite.base import Connect, StoreTests, assert_same, examples, numbered
 from aiodatastore.values import Blob, GeoPoint, Text
 
 __all__ = ["QueryTests", "bound"]
@@ -53,16 +61,52 @@ class QueryTests(StoreTests):
     @given(
         entities=st.lists(WORLD.entities(), max_size=14),
         queries=st.lists(WORLD.queries(), min_size=4, max_size=8),
+        page_size=st.sampled_from((None, 1, 2, 3)),
     )
     async def test_random_queries_answer_as_the_model(
-        self, ds: Datastore, entities: list[Entity], queries: list[Query]
+        self, ds: Datastore, entities: list[Entity], queries: list[Query], page_size: int | None
     ) -> None:
-        """Results, their order and number."""
+        """Results, their order and number, whatever is read at once."""
         await clear(ds)
         model = await fill(ds, entities)
         for query in queries:
-            assert_same(model.results(query), await bound(ds, query).fetch())
+            assert_same(model.results(query), await bound(ds, query).fetch(page_size=page_size))
             assert await bound(ds, query).count() == model.count(query), query
+
+    @examples(60)
+    @given(
+        entities=st.lists(WORLD.entities(), max_size=10),
+        writes=st.lists(WORLD.entities(), max_size=5),
+        deleted=st.lists(WORLD.keys(), max_size=3),
+        queries=st.lists(WORLD.queries(), min_size=3, max_size=6),
+        page_size=st.sampled_from((None, 1, 2, 3)),
+    )
+    async def test_random_queries_in_a_transaction_see_its_writes(
+        self,
+        ds: Datastore,
+        entities: list[Entity],
+        writes: list[Entity],
+        deleted: list[Key],
+        queries: list[Query],
+        page_size: int | None,
+    ) -> None:
+        """As the model with these writes on top; outside nothing of them is seen."""
+        await clear(ds)
+        model = await fill(ds, entities)
+        before = model.copy()
+        async with ds.transaction():
+            for entity in writes:
+                model.put(entity)
+                await ds.put(entity.copy())
+            for key in deleted:
+                model.delete(key)
+            await ds.delete(deleted)
+            for query in queries:
+                assert_same(model.results(query), await bound(ds, query).fetch(page_size=page_size))
+                assert await bound(ds, query).count() == model.count(query), query
+            with ds.non_transactional(allow_existing=True):
+                assert_same(before.results(queries[0]), await bound(ds, queries[0]).fetch())
+        assert_same(model.results(queries[0]), await bound(ds, queries[0]).fetch())
 
     @examples(60)
     @given(
@@ -412,6 +456,27 @@ class QueryTests(StoreTests):
             await ds.query().filter("x", "=", 1).fetch()
         with pytest.raises((BadQueryError, BadRequestError)):
             await ds.query("K").project("x").keys_only().fetch()
+
+    async def test_a_sort_has_a_budget(self, connect: Connect) -> None:
+        """Without an index more than the budget is refused by the index's name; the first few are found anyway."""
+        async with connect(sort_budget=20) as ds:
+            await ds.put([Entity(Key("K", n), {"b": -n, "c": 1}) for n in range(1, 61)])
+            query = ds.query("K").order("c", "b")
+            with pytest.raises(NeedIndexError) as caught:
+                await query.fetch()
+            assert caught.value.definition.properties == (("c", "asc"), ("b", "asc"))
+            assert await query.limit(3).keys() == [Key("K", 60), Key("K", 59), Key("K", 58)]
+            await ds.create_index(caught.value.definition)
+            assert len(await query.fetch()) == 60
+
+    async def test_both_read_policies_answer(self, ds: Datastore) -> None:
+        """Eventual reads may be late, not wrong."""
+        entity = Entity(Key("K", 1), {"x": 1})
+        await ds.put(entity)
+        for policy in ReadPolicy:
+            found = await ds.get(entity.key, read_policy=policy)
+            assert found in (entity, None)
+            assert await ds.query("K").fetch(read_policy=policy) in ([entity], [])
 
     async def test_explain_tells_the_plan(self, ds: Datastore) -> None:
         """And, analyzed, what it read."""

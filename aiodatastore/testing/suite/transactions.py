@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import anyio
@@ -317,6 +318,28 @@ class TransactionTests(StoreTests):
         assert attempts == caught.value.attempts == 3
         assert await ds.get(B) is None
 
+    async def test_time_runs_out(self, ds: Datastore) -> None:
+        """Of all attempts together; nothing is written."""
+
+        async def body() -> None:
+            await ds.get(A)
+            await _put_outside(ds, x(A, 1))
+            await ds.put(x(B, 1))
+            await anyio.sleep(0.03)
+
+        with anyio.fail_after(10), pytest.raises(TransactionFailedError):
+            await ds.run_in_transaction(body, retries=10_000, timeout=0.2)
+        assert await ds.get(B) is None
+
+    async def test_get_or_insert_side_by_side(self, ds: Datastore) -> None:
+        """One of them inserts, all get the same."""
+
+        async def one(number: int) -> Any:
+            return (await ds.get_or_insert(A, {"x": number}))["x"]
+
+        results = await gather([functools.partial(one, number) for number in range(20)])
+        assert set(results) == {await value(ds, A)}
+
     async def test_an_error_of_an_inconsistent_view_is_a_conflict(self, ds: Datastore) -> None:
         """The function raised because of what changed under it: it runs again."""
         await ds.put(x(A, 0))
@@ -557,7 +580,7 @@ class TransactionTests(StoreTests):
             key = Key("K", number)
             return await ds.put(x(key, 1), if_version=0 if number % 3 == 0 else None)
 
-        results = await gather([lambda number=number: one(number) for number in range(1, 41)])  # type: ignore[misc] # bound now
+        results = await gather([functools.partial(one, number) for number in range(1, 41)])
         for number, result in enumerate(results, 1):
             assert isinstance(result, ConflictError) == (number % 3 == 0)
             assert await value(ds, Key("K", number)) == (0 if number % 3 == 0 else 1)
