@@ -36,6 +36,7 @@ class TransactionStream:
         self._options = replace(options, track=True)
         self._source: ResultStream | None = None
         self._merge: _Merge | None = None
+        self._read: Page | None = None
 
     async def next_page(self) -> Page:
         """The next page, see ``ResultStream``."""
@@ -43,18 +44,24 @@ class TransactionStream:
         transaction.check_usable()
         if self._source is None:
             self._start()
-        assert self._source is not None
-        page = await self._source.next_page()
-        await transaction.admit(page)
+        page = await self._next_below()
         if self._merge is None:
             return page
         page = self._merge.merged(page)
         while not page.results and page.more:
-            below = await self._source.next_page()
-            await transaction.admit(below)
+            below = await self._next_below()
             skipped = page.skipped
             page = self._merge.merged(below)
             page.skipped += skipped
+        return page
+
+    async def _next_below(self) -> Page:
+        """A page of the store's that is part of what was seen; if that is interrupted, the next call gives it."""
+        assert self._source is not None
+        if self._read is None:
+            self._read = await self._source.next_page()
+        await self._transaction.admit(self._read)
+        page, self._read = self._read, None
         return page
 
     def _start(self) -> None:

@@ -33,6 +33,8 @@ _PROBE = 2000
 """Rows read by way of the filters before a query with an order to stream changes to that order."""
 
 _FIRST_PAGE, _LAST_PAGE = 64, 512
+_PAGE_BYTES = 4 << 20
+"""Payloads of a page beyond which the next one has fewer entities."""
 
 _tail = itemgetter(1)
 
@@ -523,6 +525,10 @@ class QueryRun:
             out += taken
             if bounds.limit is not None:
                 bounds.limit -= len(taken)
+        if self._page_size is None and self._context.join and out:
+            weight = sum([len(item[4] or b"") for item in out])
+            if 2 * weight > _PAGE_BYTES:
+                self._next_page = min(self._next_page, max(1, len(out) * _PAGE_BYTES // weight))
         return out, skipped
 
     async def _fetch(self, limit: int) -> list[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -30,7 +31,7 @@ from aiodatastore.key import MAX_ID, Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Record, RowBatch, RowOutcome, RowScan, Space, Span
 from aiodatastore.serializers import MsgpackSerializer
-from aiodatastore.values import GeoPoint
+from aiodatastore.values import Blob, GeoPoint
 
 pytestmark = pytest.mark.anyio
 
@@ -355,3 +356,36 @@ async def test_whatever_a_damaged_payload_comes_to_is_corrupt_data() -> None:
     for payload in damaged:
         with pytest.raises(CorruptDataError):
             serializer.loads(key, payload, 1)
+
+
+async def test_a_page_of_entities_too_large_to_be_packed_into_one_value_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def limited(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 200_000)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", limited)
+    async with Datastore(f"sqlite:///{tmp_path}/large.db", inline_reads=False) as ds:
+        large = [Entity(Key("T", n), {"b": Blob(bytes(10_000))}) for n in range(1, 31)]
+        await ds.put(large)
+        assert await ds.query("T").fetch() == large
+        assert await ds.get([entity.key for entity in large]) == large
+
+
+async def test_pages_of_large_entities_have_few_of_them() -> None:
+    async with engine() as (_, adapter):
+        for n in range(1, 101):
+            await put(adapter, Entity(Key("T", n), {"b": Blob(bytes(400_000))}))
+        stream = adapter.run(Query("T"))
+        sizes: list[int] = []
+        more = True
+        while more:
+            page = await stream.next_page()
+            sizes.append(len(page.results))
+            more = page.more
+        assert sum(sizes) == 100
+        assert max(sizes[1:]) <= 10
