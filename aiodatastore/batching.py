@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aiodatastore.key import Key
 
 __all__ = [
+    "LARGE_WRITES",
     "MAX_BATCH_KEYS",
     "MAX_BATCH_WRITES",
     "MAX_HOLD_S",
@@ -52,6 +53,9 @@ MAX_BATCH_KEYS = 1000
 """Keys in one batch of lookups (and in one lookup of a longer list)."""
 MAX_BATCH_WRITES = 1000
 """Writes and checks in one batch of commits; a single larger commit goes alone."""
+LARGE_WRITES = 128
+"""A commit of so many writes gains little from company: it goes while another one is under way, so that the adapter can
+encode it meanwhile."""
 MAX_HOLD_S = 0.005
 """Seconds that a task may go on with calls that need no waiting before it lets the others run.
 
@@ -116,6 +120,7 @@ class Batcher(Generic[Request, Answer]):
         self._max_weight = max_weight
         self._queue: deque[_Call[Request, Answer]] = deque()
         self._busy = False
+        self._beside = False
         self._idle: anyio.Event | None = None
 
     async def call(self, request: Request, weight: int = 1) -> Answer:
@@ -139,7 +144,7 @@ class Batcher(Generic[Request, Answer]):
 
     async def wait_idle(self) -> None:
         """Return when nothing is under way and nobody waits."""
-        while self._busy:
+        while self._busy or self._beside:
             if self._idle is None:
                 self._idle = anyio.Event()
             await self._idle.wait()
@@ -152,6 +157,9 @@ class Batcher(Generic[Request, Answer]):
             first.wake.set()
             return
         self._busy = False
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
         if self._idle is not None:
             self._idle.set()
             self._idle = None
@@ -239,17 +247,18 @@ class CommitBatcher(Batcher[Commit, Outcome]):
                 raise _too_late()
             self._busy = True
             try:
-                outcome = (await self._deliver([commit]))[0]
-            except Exception as exc:
-                kept, self._kept = self._kept, None
-                if kept is not None:
-                    raise kept from exc
-                raise
-            else:
-                kept, self._kept = self._kept, None
+                return await self._settle_alone(commit)
             finally:
                 self._pass_on()
-            return _checked(outcome, kept), kept
+        if not self._beside and len(commit.writes) >= LARGE_WRITES:
+            if deadline != math.inf and anyio.current_time() >= deadline:
+                raise _too_late()
+            self._beside = True
+            try:
+                return await self._settle_alone(commit)
+            finally:
+                self._beside = False
+                self._tell_idle()
         call: _Call[Commit, Outcome] = _Call(commit, _weight(commit))
         self._queue.append(call)
         kept = None
@@ -295,20 +304,41 @@ class CommitBatcher(Batcher[Commit, Outcome]):
         finally:
             self._pass_on()
 
+    async def _settle_alone(self, commit: Commit) -> tuple[Outcome, BaseException | None]:
+        outcomes, error, kept = await self._deliver_whatever([commit])
+        if error is not None:
+            if kept is not None:
+                raise kept from error
+            raise error
+        if outcomes is None:
+            raise kept or _lost(None)
+        return _checked(outcomes[0], kept), kept
+
     async def _deliver(self, batch: list[Commit]) -> list[Outcome]:
         """``adapter.commit``, out of reach of any cancellation; one that came is left in ``_kept``."""
-        outcomes: list[Outcome]
-        if self._inline and len(batch) == 1:
+        outcomes, error, kept = await self._deliver_whatever(batch)
+        if kept is not None:
+            self._kept = kept
+        if error is not None:
+            raise error
+        if outcomes is None:
+            raise kept or _lost(None)
+        return outcomes
+
+    async def _deliver_whatever(
+        self, batch: list[Commit]
+    ) -> tuple[list[Outcome] | None, BaseException | None, BaseException | None]:
+        """The outcomes, or the error, of ``adapter.commit``; and the cancellation that came meanwhile."""
+        if self._inline and len(batch) == 1 and len(batch[0].writes) < LARGE_WRITES:
             coroutine: Coroutine[Any, Any, list[Outcome]] = self._adapter.commit(batch)
             try:
                 first = coroutine.send(None)
             except StopIteration as stop:
-                outcomes = stop.value
-                return outcomes
+                return stop.value, None, None
             self._inline = False
-            outcomes = await _Rest(coroutine, first)
-            return outcomes
+            return await _Rest(coroutine, first), None, None
         box: list[Any] = [None, None]
+        kept: BaseException | None = None
         try:
             # The scope keeps cancel scopes away; the child task keeps away asyncio's Task.cancel(), which no
             # scope stops: it hits this task, which then waits for the child.
@@ -316,12 +346,8 @@ class CommitBatcher(Batcher[Commit, Outcome]):
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._deliver_in_child, batch, box)
         except anyio.get_cancelled_exc_class() as exc:
-            self._kept = exc
-        if box[1] is not None:
-            raise box[1]
-        if box[0] is None:
-            raise self._kept or _lost(None)
-        return box[0]  # type: ignore[no-any-return]  # a box of what the child returned
+            kept = exc
+        return box[0], box[1], kept
 
     async def _deliver_in_child(self, batch: list[Commit], box: list[Any]) -> None:
         try:

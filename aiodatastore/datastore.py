@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COMMIT_WRITES", "Datastore"]
 
-MAX_COMMIT_WRITES = 500
+MAX_COMMIT_WRITES = 5000
 """Entities that one call outside of transactions writes in one commit; longer lists take several."""
 MAX_ALLOCATION = 1_000_000_000
 """Ids that one ``allocate_ids`` may ask for."""

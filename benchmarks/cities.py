@@ -19,7 +19,7 @@ from aiodatastore.bench.measure import resident_bytes
 from examples.cities.data import city as make_entity
 from examples.cities.data import load
 
-BATCH = 500
+BATCH = 5000
 INDEXES = Path(__file__).parent.parent / "examples" / "cities" / "index.yaml"
 TABLES = (
     "CREATE TABLE city (id INTEGER PRIMARY KEY, country TEXT, region TEXT, name TEXT, latitude REAL, longitude REAL,"
