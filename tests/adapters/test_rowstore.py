@@ -510,3 +510,12 @@ async def test_random_commits_agree_with_a_model(store: RowStore, seed: int) -> 
             (name, model.rows[name], *model.entities[name.split(b"|")[-1]])
             for name in (inside[::-1] if reverse else inside)[:limit]
         ]
+
+
+async def test_a_large_batch_of_new_and_changed_entities(store: RowStore) -> None:
+    keys = [b"%05d" % number for number in range(18_000)]
+    await commit(store, puts(*((key, b"red,blue") for key in keys[::3])))
+    await commit(store, puts(*((key, b"blue,green") for key in keys)), RowCommit(deletes=keys[1:4000:2]))
+    left = sorted({*keys} - {*keys[1:4000:2]})
+    assert list(await entities(store)) == left
+    assert set(await index_rows(store)) == {name + b"|" + key for name in (b"blue", b"green") for key in left}

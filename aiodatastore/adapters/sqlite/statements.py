@@ -12,6 +12,7 @@ __all__ = [
     "APPLICATION_ID",
     "COUNT",
     "FIND",
+    "FIND_KEYS",
     "FORMAT_VERSION",
     "GET",
     "PACK",
@@ -53,6 +54,7 @@ SCAN_ENTITIES = (
 )
 SCAN_KEYS = SCAN_ENTITIES.replace("payload d", "NULL d")
 FIND = "WITH k(k) AS (VALUES {values}) SELECT k a, 0 b, version c, payload d FROM k CROSS JOIN entities ON key = k"
+FIND_KEYS = FIND.replace("payload d", "NULL d")
 COUNT = {
     Space.ENTITY: "SELECT count(*), 0, ({version}) FROM (SELECT 1 FROM entities WHERE key >= ? AND key < ? LIMIT ?)",
     Space.INDEX: "SELECT count(*), coalesce(sum((tail & 1048576) != 0), 0), ({version})"
@@ -74,7 +76,7 @@ def values(count: int, width: int = 1) -> str:
     return ",".join(["(" + ",".join("?" * width) + ")"] * count)
 
 
-def chunks(count: int, largest: int = 4096) -> Iterator[tuple[int, int]]:
+def chunks(count: int, largest: int = 8192) -> Iterator[tuple[int, int]]:
     """Cut into powers of two and one rest of up to 16, so that few different statements are needed."""
     start = 0
     while left := count - start:

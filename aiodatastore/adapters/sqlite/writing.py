@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from aiodatastore.adapters.sqlite.reading import count, find, rows_of
+from aiodatastore.adapters.sqlite.reading import count, existing, find, rows_of
 from aiodatastore.adapters.sqlite.statements import VERSION, chunks, values
 from aiodatastore.rowstore import (
     EXISTS,
@@ -22,6 +22,8 @@ from aiodatastore.rowstore import (
 )
 
 __all__ = ["checked", "run_batch", "writes"]
+
+_MANY = 512
 
 
 def writes(commit: RowCommit) -> bool:
@@ -61,7 +63,12 @@ class _BatchRun:
         batch = self._batch
         self._version: int = self._connection.execute(VERSION).fetchall()[0][0]
         self._stored_version = self._version
-        self._entities = find(self._connection, self._keys(), self._threaded)
+        keys = self._keys()
+        if len(keys) > _MANY:
+            # Most are new. After each statement this thread waits for the event loop's to let it go on, for up to
+            # 5 ms: what it asks for is asked for with few.
+            keys = existing(self._connection, keys, self._threaded)
+        self._entities = find(self._connection, keys, self._threaded)
         if batch.fence is not None and self._conflicts([batch.fence]):
             raise StaleFenceError
         outcomes = [self._apply(commit) for commit in batch.commits]
