@@ -47,10 +47,10 @@ __all__ = [
     "import_entities",
 ]
 
-BATCH_ENTITIES = 1000
+BATCH_ENTITIES = 4000
 PAGE_ENTITIES = 500
 BATCH_BYTES = 4 << 20
-IN_FLIGHT = 4
+IN_FLIGHT = 3
 MAX_LINE_BYTES = 64 << 20
 _COUNT = [Aggregation("count")]
 _SAVE_INTERVAL_S = 1.0
