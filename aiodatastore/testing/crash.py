@@ -134,6 +134,7 @@ class Writer:
             [sys.executable, "-m", "aiodatastore.testing.crash", url, name, str(tasks)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # communicate() reads past a buffer, and would lose what readline() had read ahead
         )
 
     def wait_open(self, timeout_s: float = 30.0) -> None:
