@@ -389,3 +389,19 @@ async def test_pages_of_large_entities_have_few_of_them() -> None:
             more = page.more
         assert sum(sizes) == 100
         assert max(sizes[1:]) <= 10
+
+
+@pytest.mark.parametrize("backwards_first", [False, True])
+async def test_an_index_that_serves_a_query_serves_its_reverse_whichever_is_asked_first(backwards_first: bool) -> None:
+    async with engine(require_indexes=True) as (_, adapter):
+        await put(adapter, *some(9))
+        await adapter.create_index(AB)
+        await adapter.build_index(AB)
+        queries = [BY_AB, BY_AB.reversed()]
+        if backwards_first:
+            queries.reverse()
+        first, second = [await keys(adapter, query) for query in queries]
+        assert first == second[::-1]
+        for other_way in (Query("T").order("a", "b"), Query("T").order("-a", "-b")):
+            with pytest.raises(NeedIndexError):
+                await keys(adapter, other_way)
