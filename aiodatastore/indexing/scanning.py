@@ -291,6 +291,9 @@ class OrderedRows:
                 self._group_lo = rest if inclusive else after
             else:
                 self._group_hi = after if inclusive else rest
+            # Where other branches of the query stand, this one's range may have no rows.
+            self._group_lo = max(self._group_lo, self._lo)
+            self._group_hi = min(self._group_hi, self._hi)
         elif self._backward:
             self._hi = min(self._hi, after if inclusive else rest)
         else:

@@ -28,7 +28,7 @@ from aiodatastore.errors import (
 )
 from aiodatastore.indexing.definitions import IndexDefinition, IndexState
 from aiodatastore.key import MAX_ID, Key
-from aiodatastore.query import Query
+from aiodatastore.query import Or, PropertyFilter, Query
 from aiodatastore.rowstore import Record, RowBatch, RowOutcome, RowScan, Space, Span
 from aiodatastore.serializers import MsgpackSerializer
 from aiodatastore.values import Blob, GeoPoint
@@ -405,3 +405,18 @@ async def test_an_index_that_serves_a_query_serves_its_reverse_whichever_is_aske
         for other_way in (Query("T").order("a", "b"), Query("T").order("-a", "-b")):
             with pytest.raises(NeedIndexError):
                 await keys(adapter, other_way)
+
+
+async def test_a_cursor_outside_the_range_of_a_branch_finds_nothing_there() -> None:
+    lists = {1: [3, 2], 2: [1], 3: [2], 4: [0, 3], 5: [1], 6: [1]}
+    async with Datastore("memory://") as ds:
+        await ds.put([Entity(Key("T", n), {"a": int(n in (3, 4, 5)), "l": found}) for n, found in lists.items()])
+        query = ds.query("T").filter(Or(PropertyFilter("l", ">=", 2), PropertyFilter("a", "<", 1))).order("-l")
+        expected = [1, 4, 3, 2, 6]
+        assert [entity.key.id for entity in await query.fetch()] == expected
+        page = await query.page(1)
+        found = [page.entities[0].key.id]
+        while page.more:
+            page = await query.page(1, page.cursor)
+            found.append(page.entities[0].key.id)
+        assert found == expected
