@@ -391,20 +391,15 @@ async def test_pages_of_large_entities_have_few_of_them() -> None:
         assert max(sizes[1:]) <= 10
 
 
-@pytest.mark.parametrize("backwards_first", [False, True])
-async def test_an_index_that_serves_a_query_serves_its_reverse_whichever_is_asked_first(backwards_first: bool) -> None:
+async def test_whether_a_query_needs_an_index_does_not_depend_on_what_was_asked_before() -> None:
     async with engine(require_indexes=True) as (_, adapter):
         await put(adapter, *some(9))
         await adapter.create_index(AB)
         await adapter.build_index(AB)
-        queries = [BY_AB, BY_AB.reversed()]
-        if backwards_first:
-            queries.reverse()
-        first, second = [await keys(adapter, query) for query in queries]
-        assert first == second[::-1]
-        for other_way in (Query("T").order("a", "b"), Query("T").order("-a", "-b")):
-            with pytest.raises(NeedIndexError):
-                await keys(adapter, other_way)
+        for _ in range(2):
+            with pytest.raises(NeedIndexError):  # by App Engine's rules, which read an index one way only
+                await keys(adapter, BY_AB.reversed())
+            assert len(await keys(adapter, BY_AB)) == 9
 
 
 async def test_a_cursor_outside_the_range_of_a_branch_finds_nothing_there() -> None:

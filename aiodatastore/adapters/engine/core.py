@@ -19,7 +19,7 @@ from aiodatastore.indexing.planner import BranchPlan, plan_branch
 from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values, stored_rows
 from aiodatastore.indexing.suggest import need_index
 from aiodatastore.key import Key
-from aiodatastore.query import Order, PropertyFilter, Query
+from aiodatastore.query import PropertyFilter, Query
 from aiodatastore.rowstore import Record, RowBatch, RowCommit, RowPut, RowStore
 from aiodatastore.serializers import MsgpackSerializer, Serializer
 
@@ -101,19 +101,13 @@ class Engine:
         return bounds
 
     def missing_index(self, query: Query) -> NeedIndexError | None:
-        """What App Engine would say of a query with the indexes that serve, by its rules.
-
-        But that an index is read in both directions: what serves a query serves its reverse.
-        """
+        """What App Engine would say of a query with the indexes that serve, by its rules."""
         place = (query.shape, query.orders, self.catalog.version)  # a query and its reverse have one shape
         if place not in self._needs:
             if len(self._needs) > 1000:
                 self._needs.clear()
             defined = [index.definition for found in self.catalog.serving.values() for index in found]
-            missing = need_index(query, defined)
-            if missing is not None and query.orders and query.orders[-1] == Order("__key__", True):
-                missing = need_index(query.reversed(), defined) and missing
-            self._needs[place] = missing
+            self._needs[place] = need_index(query, defined)
         return self._needs[place]
 
     def needed(self, query: Query) -> NeedIndexError:
