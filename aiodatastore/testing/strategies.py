@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -31,6 +31,8 @@ __all__ = [
     "single_values",
     "values",
 ]
+
+T = TypeVar("T")
 
 LOOK_ALIKE_NAMES: tuple[str, ...] = (
     "a", "ab", "a/b", "a:b", "a b", " a", "a ", "A", "a\x00", "a\x00b", "\x00", "\x01", "\x01\x01", "a\x01",
@@ -55,6 +57,19 @@ LOOK_ALIKES: tuple[Any, ...] = (
 
 
 # Strategies are built once: building them anew for each draw costs more than drawing.
+
+
+def _named(name: str, strategy: SearchStrategy[T]) -> SearchStrategy[T]:
+    """The same strategy under a short name.
+
+    Hypothesis writes strategies out whenever it has to draw again; of a state machine's rules that is megabytes.
+    """
+
+    def drawn(draw: st.DrawFn) -> T:
+        return draw(strategy)
+
+    drawn.__name__ = drawn.__qualname__ = name
+    return st.composite(drawn)()
 
 
 @functools.cache
@@ -178,12 +193,12 @@ class World:
             st.sampled_from(self.kinds),
             st.sampled_from((1, 2, "a")),
         )
-        return st.one_of(roots, roots, children)
+        return _named("keys", st.one_of(roots, roots, children))
 
     @functools.cache  # noqa: B019
     def single(self) -> SearchStrategy[Any]:
         """One of the world's values, mostly its few small integers, so that values repeat."""
-        return st.one_of(st.integers(0, 3), st.sampled_from(self.values))
+        return _named("values", st.one_of(st.integers(0, 3), st.sampled_from(self.values)))
 
     @functools.cache  # noqa: B019
     def property_values(self) -> SearchStrategy[Any]:
@@ -201,7 +216,7 @@ class World:
         """Entities of this world."""
         properties = st.dictionaries(st.sampled_from(self.names), self.property_values(), max_size=4)
         some = st.lists(st.sampled_from((False, False, True)), min_size=4, max_size=4)
-        return st.builds(_entity, self.keys(), properties, st.one_of(st.just(()), some))
+        return _named("entities", st.builds(_entity, self.keys(), properties, st.one_of(st.just(()), some)))
 
     # ----------------------------------------------------------------------------------- queries
 
@@ -270,7 +285,7 @@ class World:
             counts,
             skips,
         )
-        return st.one_of(of_kind, of_kind, of_kind, of_kind, kindless).filter(_moderate)
+        return _named("queries", st.one_of(of_kind, of_kind, of_kind, of_kind, kindless).filter(_moderate))
 
 
 def _query(

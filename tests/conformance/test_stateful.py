@@ -51,11 +51,11 @@ class SQLiteOnTrioMachine(SQLiteMachine):
 
 
 TestMemory = MemoryMachine.TestCase
-TestMemory.settings = budget(1)
+TestMemory.settings = budget(2)
 TestMemoryOnTrio = MemoryOnTrioMachine.TestCase
-TestMemoryOnTrio.settings = budget(0.3)
+TestMemoryOnTrio.settings = budget(0.4)
 TestSQLite = SQLiteMachine.TestCase
-TestSQLite.settings = budget(0.6)
+TestSQLite.settings = budget(0.8)
 TestSQLiteOnTrio = SQLiteOnTrioMachine.TestCase
 TestSQLiteOnTrio.settings = budget(0.2)
 
