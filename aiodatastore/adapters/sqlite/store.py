@@ -85,7 +85,8 @@ class SQLiteRowStore(RowStore):
 
     ``checkpoint_mb``: the WAL is written back into the file when it has grown by this much; readers that never pause
     can make it grow to four times that before a commit waits a moment for them. ``cache_mb`` is the page cache of
-    the writing and of the inline reading connection each. ``page_size`` is used when the file is made.
+    the writing and of the inline reading connection each: a long import into a file larger
+    than it costs less with more. ``page_size`` is used when the file is made.
 
     :raises BadArgumentError: if a setting is unknown, or the path means an in-memory database
     """
