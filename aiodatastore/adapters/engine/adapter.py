@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
@@ -67,6 +68,8 @@ _log = logging.getLogger("aiodatastore")
 _FORMAT_KEY = SYSTEM + b"format"
 _COMPOSITE = bytes((COMPOSITE_TAG,))
 _MAX_HOLD_S = 0.005
+_SLICE = 128
+"""Writes that are encoded at one go: about 4 ms of them."""
 _DEFAULT = RunOptions()
 
 
@@ -196,6 +199,18 @@ class EngineAdapter(Engine, Adapter):
         checks = [(key._encoded or encode_key(key), version) for key, version in commit.checks.items()]
         return RowCommit(checks, commit.spans, puts, deletes, token=commit.token)
 
+    async def _prepare_in_slices(self, commit: Commit) -> RowCommit:
+        """The same, while others run now and then."""
+        puts: list[RowPut] = []
+        deletes: list[bytes] = []
+        for start in range(0, len(commit.writes), _SLICE):
+            part = self._prepare(Commit(writes=commit.writes[start : start + _SLICE]))
+            puts += part.puts
+            deletes += part.deletes
+            await checkpoint()
+        rest = self._prepare(replace(commit, writes=()))
+        return rest._replace(puts=puts, deletes=deletes)
+
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Encode entities and their index rows and hand them to the store, in one request."""
         while True:
@@ -210,7 +225,8 @@ class EngineAdapter(Engine, Adapter):
                     outcomes[place] = Outcome(None, stale_spans=lost)
                     continue
                 try:
-                    prepared.append(self._prepare(commit))
+                    large = len(commit.writes) > _SLICE
+                    prepared.append(await self._prepare_in_slices(commit) if large else self._prepare(commit))
                     places.append(place)
                 except DatastoreError as exc:
                     outcomes[place] = Outcome(None, error=exc)
