@@ -45,13 +45,17 @@ class StoreFile:
             check_same_thread=False,
             cached_statements=256,
         )
-        for pragma in (
-            f"cache_size = -{cache_kib}",
-            f"synchronous = {self.synchronous}",
-            "secure_delete = OFF",
-            "temp_store = MEMORY",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in (
+                f"cache_size = -{cache_kib}",
+                f"synchronous = {self.synchronous}",
+                "secure_delete = OFF",
+                "temp_store = MEMORY",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:  # the first to look at the file: it may be none of SQLite's
+            connection.close()
+            raise
         return connection
 
     def prepare(self, writer: sqlite3.Connection) -> None:
