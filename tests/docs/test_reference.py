@@ -149,3 +149,35 @@ def test_the_table_of_capabilities_is_true() -> None:
     for name, *promised in rows:
         capability = aiodatastore.Capability(name)
         assert [promise == "yes" for promise in promised] == [capability in store.capabilities for store in stores]
+
+
+def test_numbers_in_the_pages_are_those_of_the_source() -> None:
+    from aiodatastore.adapters.sqlite.store import INLINE_KEYS, INLINE_ROWS
+    from aiodatastore.batching import MAX_BATCH_KEYS
+    from aiodatastore.datastore import MAX_COMMIT_WRITES
+    from aiodatastore.indexing.normal import MAX_BRANCHES
+    from aiodatastore.indexing.rows import MAX_INDEX_ROWS
+    from aiodatastore.key import MAX_NAME_BYTES, MAX_PATH_ELEMENTS
+    from aiodatastore.query import MAX_COMPONENTS, MAX_SUBQUERIES
+    from aiodatastore.values import MAX_DEPTH, MAX_INDEXED_BYTES, MAX_UNINDEXED_BYTES
+
+    assert INLINE_KEYS == INLINE_ROWS
+    claims = {
+        "adapters.md": [f"up to {INLINE_KEYS} keys or rows"],
+        "consistency.md": [f"several keys (up to {MAX_BATCH_KEYS})", f"up to {MAX_COMMIT_WRITES} entities is atomic"],
+        "entities.md": [
+            f"commits of {MAX_COMMIT_WRITES} entities",
+            f"at most {MAX_INDEXED_BYTES} bytes (of UTF-8); unindexed: {MAX_UNINDEXED_BYTES:,}",
+            f"up to {MAX_DEPTH} deep",
+            f"at most {MAX_INDEX_ROWS:,} index rows",
+        ],
+        "keys.md": [f"1 to {MAX_NAME_BYTES} bytes", f"at most {MAX_PATH_ELEMENTS} elements"],
+        "queries.md": [
+            f"there can be {MAX_BRANCHES}",
+            f"at most {MAX_COMPONENTS} filters and orders",
+            f"Up to {MAX_SUBQUERIES} of them",
+        ],
+    }
+    for page, texts in claims.items():
+        written = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+        assert [text for text in texts if text not in written] == [], page
