@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 HERE = Path(__file__).parent
 DEFAULT_FILE = Path("build/cities.db")
-BATCH = 500
+BATCH = 2000
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
