@@ -203,12 +203,15 @@ class World:
     @functools.cache  # noqa: B019
     def property_values(self) -> SearchStrategy[Any]:
         """Single, list, unindexed and embedded values."""
-        return st.one_of(
-            self.single(),
-            self.single(),
-            st.lists(st.one_of(self.single(), self.single(), st.just(Text("t"))), max_size=4),
-            st.sampled_from((Text("a"), Blob(b"a"))),
-            st.dictionaries(st.sampled_from(("a", "b")), self.single(), max_size=2),
+        return _named(
+            "property_values",
+            st.one_of(
+                self.single(),
+                self.single(),
+                st.lists(st.one_of(self.single(), self.single(), st.just(Text("t"))), max_size=4),
+                st.sampled_from((Text("a"), Blob(b"a"))),
+                st.dictionaries(st.sampled_from(("a", "b")), self.single(), max_size=2),
+            ),
         )
 
     @functools.cache  # noqa: B019
@@ -236,7 +239,7 @@ class World:
             st.lists(value, min_size=1, max_size=3),
         )
         other = st.builds(PropertyFilter, st.just(name), st.just("!="), value)
-        return st.one_of(plain, plain, plain, several, other)
+        return _named("filters", st.one_of(plain, plain, plain, several, other))
 
     @functools.cache  # noqa: B019
     def _conditions(self, *names: str) -> SearchStrategy[list[Any]]:
@@ -245,7 +248,8 @@ class World:
         either = st.builds(Or, leaf, leaf)
         nested = st.one_of(either, st.builds(Or, st.builds(And, leaf, leaf), leaf), st.builds(And, leaf, either))
         plain = st.lists(leaf, max_size=3)
-        return st.one_of(plain, plain, plain, st.builds(lambda some, other: [*some[:1], other], plain, nested))
+        mixed = st.builds(lambda some, other: [*some[:1], other], plain, nested)
+        return _named("conditions", st.one_of(plain, plain, plain, mixed))
 
     @functools.cache  # noqa: B019
     def queries(self, *, projections: bool = True, limits: bool = True) -> SearchStrategy[Query]:
@@ -285,7 +289,9 @@ class World:
             counts,
             skips,
         )
-        return _named("queries", st.one_of(of_kind, of_kind, of_kind, of_kind, kindless).filter(_moderate))
+        return _named(
+            "queries", _named("any_queries", st.one_of(of_kind, of_kind, of_kind, of_kind, kindless)).filter(_moderate)
+        )
 
 
 def _query(
