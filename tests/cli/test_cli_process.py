@@ -78,9 +78,9 @@ def test_bytes_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
 def test_an_interrupted_import_resumes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/n.db"
     path = tmp_path / "n.jsonl"
-    path.write_text(lines(40_000, 200))
+    path.write_text(lines(20_000, 200))
     process = subprocess.Popen(
-        [*COMMAND, "import", url, str(path), "--batch", "20"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [*COMMAND, "import", url, str(path), "--batch", "2"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     progress = tmp_path / "n.jsonl.progress"
     deadline = time.monotonic() + 30
@@ -98,11 +98,11 @@ def test_an_interrupted_import_resumes(tmp_path: Path) -> None:
     )
     report = json.loads(done.stdout)
     assert report["resumed"] > 0
-    assert report["resumed"] + report["entities"] == 40_000
+    assert report["resumed"] + report["entities"] == 20_000
     count = subprocess.run(
         [*COMMAND, "query", url, "N", "--count"], text=True, env=ENVIRONMENT, capture_output=True, check=True
     )
-    assert count.stdout == "40000\n"
+    assert count.stdout == "20000\n"
 
 
 def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
