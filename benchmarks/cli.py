@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -44,14 +45,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def run_suite(report: Report, *, size: str, only: Sequence[str] | None = None, folder: Path) -> None:
-    """Run benchmarks by name (all, if ``only`` is None), and work out the figures to reach."""
+async def run_suite(
+    report: Report, *, size: str, only: Sequence[str] | None = None, folder: Path, raw: Path | None = None
+) -> None:
+    """Run benchmarks by name (all, if ``only`` is None), and work out the figures to reach.
+
+    ``raw`` is written after each of them, so that an interrupted run leaves what it has.
+    """
     for name, benchmark in BENCHMARKS.items():
         if only is None or name in only:
             own = folder / name
             own.mkdir()
             await benchmark(Context(report, SIZES[size], size, own))
-    report.targets = targets(report, SIZES[size].tasks)
+            shutil.rmtree(own)
+            report.targets = targets(report, SIZES[size].tasks)
+            if raw is not None:
+                report.write_json(raw)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,10 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = Report(directory=folder)
         report.settings = {"size": options.size, "seed": SEED, "tasks": SIZES[options.size].tasks}
         report.print_environment()
-        anyio.run(lambda: run_suite(report, size=options.size, only=options.only, folder=Path(folder)))
+        anyio.run(
+            lambda: run_suite(report, size=options.size, only=options.only, folder=Path(folder), raw=options.json)
+        )
     report.print_targets()
     if options.json:
-        report.write_json(options.json)
         report.say(f"raw results: {options.json}")
     _illustrate(report.as_dict(), options, options.json)
     missed = [target for target in report.targets if target.reached is False]

@@ -32,6 +32,12 @@ def _growth(report: Report) -> float | None:
     return None if early is None or late is None else late - early
 
 
+def _flat(report: Report) -> float | None:
+    """What counts as flat, in MiB; with few cities it is caches that fill."""
+    found = report.find("cities")
+    return 32 if found is not None and found.settings["cities"] > 200_000 else None
+
+
 def targets(report: Report, tasks: int = 64) -> list[Target]:
     """Each with what was wanted and measured; those without a bound are told for completeness."""
     ours, few, many = suite.OURS, f"few: {suite.OURS}", f"many: {suite.OURS}"
@@ -87,7 +93,7 @@ def targets(report: Report, tasks: int = 64) -> list[Target]:
             _fact(report, "cities", "aiodatastore: entities a second"),
             unit="a second",
         ),
-        Target("– growth of memory from 20% to the end", 32, _growth(report), unit="MiB", below=True),
+        Target("– growth of memory from 20% to the end", _flat(report), _growth(report), unit="MiB", below=True),
         Target(
             "import aiodatastore",
             100,

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ITEM_INDEX = IndexDefinition("BenchItem", (("category", "asc"), ("price", "desc")))
-LOAD_BATCH = 500
+LOAD_BATCH = 5000
 
 Draw = Callable[[int], Sequence[Any]]
 
