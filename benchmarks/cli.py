@@ -58,7 +58,7 @@ async def run_suite(
             own.mkdir()
             await benchmark(Context(report, SIZES[size], size, own))
             shutil.rmtree(own)
-            report.targets = targets(report, SIZES[size].tasks)
+            report.targets = targets(report.results, SIZES[size].tasks)
             if raw is not None:
                 report.write_json(raw)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from aiodatastore.bench.measure import Figures
-from aiodatastore.bench.report import Result, Target, baseline, fact_text, settings_text
+from aiodatastore.bench.report import Result, baseline, fact_text, settings_text
+from benchmarks.targets import targets
 
 __all__ = ["write_page"]
 
@@ -86,11 +87,13 @@ _NAMES = {
 }
 
 
-def write_page(results: Raw, page: Path, plots: Path, raw: Path | None) -> None:
-    """Write the page; ``plots`` and ``raw`` are where the pictures and the JSON file were put."""
+def write_page(results: Raw, page: Path, plots: Path | None, raw: Path | None) -> None:
+    """Write the page; ``plots`` and ``raw`` are where the pictures and the JSON file were put, None: nowhere."""
     folder = "benchmarks"  # docs/benchmarks is benchmarks/results
     parts = [_INTRODUCTION, _machine(results, f"{folder}/{raw.name}" if raw else None)]
-    parts.append("## Figures to reach\n\n" + _targets(results["targets"]))
+    parts.append(
+        "## Figures to reach\n\n" + _targets([_result(raw) for raw in results["results"]], results["settings"]["tasks"])
+    )
     parts.append(_METHOD)
     for result in results["results"]:
         parts.append(_section(result, f"{folder}/{result['name']}.svg" if plots else None))
@@ -114,22 +117,28 @@ def _machine(results: Raw, raw: str | None) -> str:
         f"- {env['python']}, SQLite {env['sqlite']}, {packages}",
         f"- {env['at']}; {settings_text(settings)}",
     ]
+    if env["load_average"] and env["load_average"][0] > env["processors"] / 2:
+        lines.append(
+            "- **The machine was busy with other work when this was measured**: rates are too low, ratios uncertain,"
+            " and the processor time is what to compare"
+        )
     if raw:
         lines.append(f"- Raw results: [{Path(raw).name}]({raw})")
     return "\n".join(lines) + "\n"
 
 
-def _targets(targets: list[Raw]) -> str:
+def _targets(results: Sequence[Result], tasks: int) -> str:
     rows = []
-    for each in targets:
-        target = Target(each["work"], each["wanted"], each["measured"], each["unit"], each["at_most"])
-        wanted, measured, verdict = target.cells()
-        rows.append((target.work, wanted, measured, f"**{verdict}**" if target.reached is False else verdict))
+    for target in targets(results, tasks):
+        if target.measured is not None:
+            wanted, measured, verdict = target.cells()
+            rows.append((target.work, wanted, measured, f"**{verdict}**" if target.reached is False else verdict))
     return _table(("work", "wanted", "measured", ""), rows)
 
 
-def _figures(raw: Raw) -> Figures:
-    return Figures(raw["name"], raw["tasks"], raw["ours"], raw["rounds_per_s"])
+def _result(raw: Raw) -> Result:
+    figures = [Figures(each["name"], each["tasks"], each["ours"], each["rounds_per_s"]) for each in raw["subjects"]]
+    return Result(raw["name"], raw["title"], figures, raw["settings"], raw["facts"], raw["notes"])
 
 
 def _section(raw: Raw, plot: str | None) -> str:
@@ -148,7 +157,7 @@ def _section(raw: Raw, plot: str | None) -> str:
 
 
 def _rates(raw: Raw) -> str:
-    result = Result(raw["name"], raw["title"], [_figures(subject) for subject in raw["subjects"]])
+    result = _result(raw)
     rows = []
     for subject, figures in zip(raw["subjects"], result.figures, strict=True):
         base = baseline(result, figures)

@@ -166,10 +166,6 @@ class Report:
         self.results: list[Result] = []
         self.targets: list[Target] = []
 
-    def find(self, name: str) -> Result | None:
-        """The result of a benchmark, if it ran."""
-        return next((result for result in self.results if result.name == name), None)
-
     def print_environment(self) -> None:
         """Machine, versions and settings, above everything else."""
         found = self.environment

@@ -53,13 +53,19 @@ def test_the_command_writes_raw_results_and_plots(tmp_path: Path, capsys: pytest
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     raw = tmp_path / "raw.json"
     arguments = ["--size", "tiny", "--only", "memory", "--json", str(raw), "--plots", str(tmp_path)]
-    assert main(arguments) == 0
+    page = tmp_path / "page.md"
+    assert main([*arguments, "--page", str(page)]) == 0
+    written = page.read_text(encoding="utf-8")
+    assert "| memory get, 1 task, against py-key-value-aio |" in written
+    assert "[raw.json](benchmarks/raw.json)" in written
     assert "Figures to reach" in capsys.readouterr().out
+    assert main(["--from-json", str(raw), "--page", str(page)]) == 0
+    assert "(benchmarks/memory_get.svg)" not in page.read_text(encoding="utf-8")
     found = json.loads(raw.read_text(encoding="utf-8"))
     assert [result["name"] for result in found["results"]] == ["memory_get", "memory_put"]
     assert found["environment"]["packages"]["anyio"]
     drawn = {"memory_get.png", "memory_get.svg", "memory_put.png", "memory_put.svg"}
-    assert {path.name for path in tmp_path.iterdir()} == {"raw.json", *drawn}
+    assert {path.name for path in tmp_path.iterdir()} == {"raw.json", "page.md", *drawn}
 
 
 async def _contents(url: str) -> tuple[list[Entity], int, list[str]]:
