@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "RowBatch",
     "RowCommit",
+    "RowIntersection",
     "RowOutcome",
     "RowPut",
     "RowRead",
@@ -32,6 +33,7 @@ __all__ = [
     "Span",
     "SpanCheck",
     "SpanCount",
+    "SpanTally",
     "StaleFenceError",
     "span_digest",
 ]
@@ -61,7 +63,7 @@ class Space(enum.IntEnum):
 class SpanCheck:
     """What a transaction saw of one contiguous span; holds if a new scan would show the same.
 
-    ``digest`` is :func:`span_digest` of the rows, or None where only their number was seen (``count``).
+    ``digest`` is :meth:`RowStore.digest` of the rows, or None where only their number was seen (``count``).
     """
 
     space: Space
@@ -121,12 +123,34 @@ class SpanCount(NamedTuple):
     version: int
 
 
+class RowIntersection(NamedTuple):
+    """Rows that several prefixes share, less the prefix, in order, and the store's version, all of one moment.
+
+    ``resume`` is None if there are no more; else where to go on: as ``lo``, in reverse as ``hi``.
+    """
+
+    rows: list[Row]
+    resume: bytes | None
+    version: int
+
+
+class SpanTally(NamedTuple):
+    """How often each value occurs in a span: (value's bytes, ``tail >> 20``, rows), and the store's version."""
+
+    values: list[tuple[bytes, int, int]]
+    version: int
+
+
 class RowPut(NamedTuple):
-    """Write an entity row and exactly these index rows (row → tail) for it."""
+    """Write an entity row and exactly these index rows (row → tail) for it.
+
+    ``ttl_s``: seconds after which the entity is gone, for stores with ``Capability.TTL``; None: never.
+    """
 
     key: bytes
     payload: bytes
     rows: Mapping[bytes, int]
+    ttl_s: float | None = None
 
 
 class RowCommit(NamedTuple):
@@ -149,8 +173,9 @@ class RowCommit(NamedTuple):
 class RowBatch(NamedTuple):
     """Transactions to apply in order, in one round trip.
 
-    ``old_rows(key, payload)`` gives the index rows of a stored entity, which the engine must remove (or
-    keep, where the new entity has them too) when it is overwritten or deleted. ``fence`` is a (key,
+    ``old_rows(key, payload)`` gives the index rows of a stored entity, which the store must remove (or
+    keep, where the new entity has them too) when it is overwritten or deleted. A store whose server does that without
+    sending payloads back keeps the rows of an entity beside it, and does not ask. ``fence`` is a (key,
     version) that must hold for the whole batch: the index catalog; see :class:`StaleFenceError`.
     """
 
@@ -220,6 +245,45 @@ class RowStore(ABC):
     async def allocate(self, sequence: bytes, size: int, *, at_least: int = 1) -> int:
         """Take ``size`` (may be 0) numbers from a sequence that starts at 1: ``first = max(next, at_least)``;
         afterwards next is ``first + size``. Returns first."""
+
+    # -------------------------------------------------------- what a store may do better than the default
+
+    def digest(self, rows: Iterable[tuple[bytes, int | None]], space: Space) -> bytes:
+        """What stands in a :class:`SpanCheck` for (row, version) pairs in order: whatever the store can compute
+        again where it commits. Only the store itself compares it."""
+        return span_digest(rows, space)
+
+    async def intersect(
+        self,
+        prefixes: Sequence[bytes],
+        lo: bytes,
+        hi: bytes,
+        limit: int,
+        *,
+        reverse: bool = False,
+        with_entities: bool = False,
+    ) -> RowIntersection | None:
+        """Index rows ``prefix + rest`` that exist for every prefix, with ``lo <= rest < hi``, in one round trip.
+
+        The rows of the answer are rests; their tail is that of the first prefix, with ``TAIL_MULTI`` if any has it.
+        It may stop before ``limit`` after as much work as is decent at one go, and says so in ``resume``. None (the
+        default): the engine leapfrogs with :meth:`scan`.
+        """
+        return None
+
+    async def tally(self, span: Span, skip: int) -> SpanTally | None:
+        """Count the rows of an index span by what they have between their first ``skip`` bytes and their key.
+
+        For sums in the store. None (the default): the engine reads the rows.
+        """
+        return None
+
+    def replica(self) -> RowStore | None:
+        """What answers reads that need not be fresh (``read_policy=EVENTUAL``); None: this store does.
+
+        Opened and closed with this store; only its reading methods are used.
+        """
+        return None
 
     async def sizes(self) -> dict[str, int]:
         """What the engine knows of its own size, in bytes: for ``stats``."""

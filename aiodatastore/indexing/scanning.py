@@ -22,7 +22,6 @@ from aiodatastore.rowstore import (
     Span,
     SpanCheck,
     SpanCount,
-    span_digest,
 )
 
 __all__ = ["OrderedRows", "Reader", "Rest"]
@@ -119,7 +118,7 @@ class Reader:
             else:
                 hi = rows[-1][0] + b"\x00"
         ordered = reversed(rows) if reverse else rows
-        digest = span_digest([(row, version) for row, _, version, _ in ordered], space)
+        digest = self.store.digest([(row, version) for row, _, version, _ in ordered], space)
         self.spans.append(SpanCheck(space, lo, hi, len(rows), digest))
         for row, tail, version, payload in rows:
             if payload is not None and version is not None:
