@@ -205,6 +205,9 @@ class RowStore(ABC):
 
     capabilities: frozenset[Capability] = frozenset()
     url: str = ""
+    index_rows: Callable[[bytes, bytes], Mapping[bytes, int]] | None = None
+    """All index rows of a stored entity (its key and payload): set by the engine, for stores that make their indexes
+    anew when they open. The records of the engine's own (keys from ff on) must be readable before it is called."""
 
     @abstractmethod
     async def open(self) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "adapter_from_url",
     "engine",
     "file_path",
+    "missing_extra",
     "parse_bool",
     "parse_float",
     "parse_int",
@@ -34,10 +35,15 @@ GROUP: Final = "aiodatastore.adapters"
 
 # Known without an installed distribution's metadata, so that a checkout works as it is.
 _BUILT_IN: Final = {
+    "file": "aiodatastore.adapters.file",
     "memory": "aiodatastore.adapters.memory",
+    "postgres": "aiodatastore.adapters.postgres",
+    "postgresql": "aiodatastore.adapters.postgres",
+    "redis": "aiodatastore.adapters.redis",
+    "rediss": "aiodatastore.adapters.redis",
     "sqlite": "aiodatastore.adapters.sqlite",
+    "unix": "aiodatastore.adapters.redis",
 }
-_PLANNED: Final = frozenset({"file", "redis", "rediss", "unix", "postgres", "postgresql"})
 
 
 def adapter_from_url(url: str, **options: Any) -> Adapter:
@@ -71,8 +77,6 @@ def _factory(scheme: str) -> Callable[..., Adapter]:
         if entry.name == scheme:
             return cast("Callable[..., Adapter]", entry.load())
     known = ", ".join(f"{name}://" for name in sorted({*_BUILT_IN, *found.names}))
-    if scheme in _PLANNED:
-        raise BadArgumentError(f"{scheme}:// is not available in this version; known are {known}")
     raise BadArgumentError(f"no adapter for {scheme}://; known are {known}")
 
 
@@ -203,6 +207,13 @@ def file_path(parts: UrlParts) -> str:
         return unquote(location[1:], errors="strict")
     except UnicodeDecodeError as exc:
         raise BadArgumentError(f"{scheme}:// URL: the path's percent signs do not decode as UTF-8") from exc
+
+
+def missing_extra(extra: str, exc: ImportError) -> BadArgumentError:
+    """The error of an adapter whose driver is not installed."""
+    return BadArgumentError(
+        f'{exc.name or extra} is not installed: run pip install "aiodatastore-engine[{extra}]" to use this store'
+    )
 
 
 def engine(store: RowStore, parts: UrlParts) -> EngineAdapter:
