@@ -1,8 +1,17 @@
-"""What all tests share: the event loops that asynchronous tests run on."""
+"""What all tests share: the event loops that asynchronous tests run on, and the servers."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import NoReturn
+
 import pytest
+
+from aiodatastore.testing.servers import GivenServer, PostgresServer, ServerError, ValkeyServer
+
+REQUIRED = os.environ.get("AIODATASTORE_TEST_SERVERS") == "required"
+"""A run that must not pass without having tried the servers: a missing one is a failure, not a skip."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -12,3 +21,40 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     if name == "trio":
         pytest.importorskip("trio")
     return name
+
+
+def missing(exc: ServerError) -> NoReturn:
+    if REQUIRED:
+        raise exc
+    pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer | GivenServer]:
+    """PostgreSQL, started when the first test wants it; the one that ``AIODATASTORE_TEST_POSTGRES`` names, if set.
+
+    It does not wait for the disk: tests of durability start servers of their own.
+    """
+    if given := os.environ.get("AIODATASTORE_TEST_POSTGRES"):
+        yield GivenServer(given)
+        return
+    try:
+        server = PostgresServer(fsync="off", synchronous_commit="off", full_page_writes="off")
+    except ServerError as exc:
+        missing(exc)
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer | GivenServer]:
+    """Valkey, started when the first test wants it; the one that ``AIODATASTORE_TEST_REDIS`` names, if set."""
+    if given := os.environ.get("AIODATASTORE_TEST_REDIS"):
+        yield GivenServer(given)
+        return
+    try:
+        server = ValkeyServer()
+    except ServerError as exc:
+        missing(exc)
+    with server:
+        yield server

