@@ -193,7 +193,7 @@ def test_values_that_filters_compare_with(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [Text("a"), Blob(b"a"), {"a": 1}, Entity("E"), {1}, object(), 1j, dt.datetime(2020, 1, 1), Key("A"), "\ud800",
+    [Text("a"), Blob(b"a"), {"a": 1}, Entity("E"), {1}, ..., 1j, dt.datetime(2020, 1, 1), Key("A"), "\ud800",
      bytearray(), 1 << 63, [], [[1]], [1, Text("a")]],
     ids=repr,
 )  # fmt: skip
