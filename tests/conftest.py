@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from aiodatastore.testing.servers import GivenServer, PostgresServer, ServerError, ValkeyServer
+from tests.engines import ENGINES, Bound, Engine, Place, PostgresSession, RedisSession
 
 REQUIRED = os.environ.get("AIODATASTORE_TEST_SERVERS") == "required"
 """A run that must not pass without having tried the servers: a missing one is a failure, not a skip."""
@@ -58,3 +60,33 @@ def valkey_server() -> Iterator[ValkeyServer | GivenServer]:
         missing(exc)
     with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_session(postgres_server: PostgresServer | GivenServer) -> Iterator[PostgresSession]:
+    """A synchronous connection to PostgreSQL."""
+    session = PostgresSession(postgres_server.dsn)
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope="session")
+def redis_session(valkey_server: ValkeyServer | GivenServer) -> Iterator[RedisSession]:
+    """A synchronous connection to Valkey."""
+    session = RedisSession(valkey_server.dsn)
+    yield session
+    session.close()
+
+
+@pytest.fixture(params=ENGINES.values(), ids=str)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Bound:
+    """Each engine, or those that :func:`tests.engines.engines` chooses."""
+    chosen: Engine = request.param
+    return Bound(chosen, request.getfixturevalue(chosen.session) if chosen.session else None, tmp_path)
+
+
+@pytest.fixture
+def place(engine: Bound) -> Iterator[Place]:
+    """An empty store of the engine."""
+    with engine.place() as made:
+        yield made

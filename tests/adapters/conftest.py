@@ -1,29 +1,19 @@
-"""Row stores of both engines, made and closed for each test."""
+"""Row stores of every engine, made and closed for each test."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from aiodatastore.adapters.memory import MemoryRowStore
-from aiodatastore.adapters.sqlite import SQLiteRowStore
 from aiodatastore.rowstore import RowStore
+from tests.engines import Place
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=["memory", "sqlite", "sqlite-threads"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str) -> AsyncIterator[RowStore]:
-    made: RowStore
-    if request.param == "memory":
-        made = MemoryRowStore()
-    else:
-        made = SQLiteRowStore(tmp_path / "rows.db", inline_reads=request.param == "sqlite", cache_mb=4)
+@pytest.fixture
+async def store(place: Place, anyio_backend: str) -> AsyncIterator[RowStore]:
+    """An open, empty row store; choose engines with :func:`tests.engines.engines`."""
+    made = place.row_store()
     await made.open()
     yield made
     await made.aclose()

@@ -23,10 +23,11 @@ from aiodatastore.rowstore import (
     SpanCheck,
     StaleFenceError,
 )
+from tests.engines import engines
 
 from .rows import ALL_KEYS, ALL_ROWS, commit, entities, entity, index_rows, puts, rows_of, seen, versions
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, engines(loops=True, variants=True)]
 
 
 def index(lo: bytes, hi: bytes) -> Span:
@@ -39,7 +40,6 @@ async def test_a_new_store_is_empty(store: RowStore) -> None:
     assert await store.scan(ALL_ROWS, 10) == ([], 0)
     assert await store.count(ALL_KEYS) == (0, 0, 0)
     assert store.url
-    assert Capability.TRIO in store.capabilities
 
 
 async def test_what_is_put_is_read_in_the_order_asked_for(store: RowStore) -> None:

@@ -1,0 +1,306 @@
+"""The engines under test: how to make an empty store of each, and a way around its adapter.
+
+An :class:`Engine` makes a :class:`Place` for a test: a new file, folder, schema or prefix, removed at its end. The
+fixtures ``engine`` and ``place`` (in ``tests/conftest.py``) give them; ``ENGINES`` says what each engine can do, and
+:func:`engines` chooses by that.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from aiodatastore import Datastore
+from aiodatastore.adapters.engine import EngineAdapter
+from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.adapters.registry import adapter_from_url
+from aiodatastore.rowstore import Record, RowStore
+from aiodatastore.testing.suite import SideDoor
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["ENGINES", "Bound", "Engine", "Place", "PostgresSession", "RedisSession", "engines"]
+
+OWN = b"\xff"
+"""What the keys of a store's own records begin with."""
+ADAPTER_OPTIONS = ("require_indexes", "sort_budget", "serializer")
+
+
+class Place:
+    """Where the data of one test lives: everything that connects through it meets the same store."""
+
+    def __init__(self, url: str, door: SideDoor | None = None, **options: Any) -> None:
+        self.url = url
+        self.options = options
+        self.door = door
+
+    def connect(self, **options: Any) -> Datastore:
+        """A new, unopened datastore; ``options`` are the datastore's."""
+        return Datastore(self.url, **{**self.options, **options})
+
+    def row_store(self) -> RowStore:
+        """A new, unopened row store."""
+        adapter = adapter_from_url(self.url, **self.options)
+        assert isinstance(adapter, EngineAdapter)
+        return adapter.store
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine and what it can do; ``make(folder, session)`` gives a place in an empty folder or on a server."""
+
+    name: str
+    make: Callable[[Path, Any], AbstractContextManager[Place]]
+    session: str | None = None
+    """The fixture that connects to its server."""
+    loops: tuple[str, ...] = ("asyncio",)
+    """The event loops it runs under, the first being enough where both are alike."""
+    connections: bool = True
+    """Whether a store may be open several times at once in this process."""
+    processes: bool = True
+    """Whether several processes may have it open at once."""
+    durable: bool = True
+    """Whether it survives the end of the process that wrote it."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# --------------------------------------------------------------------------------------------------- memory
+
+
+class MemoryPlace(Place):
+    """One row store; connections are not: they would share it without knowing."""
+
+    def __init__(self) -> None:
+        self.store = MemoryRowStore()
+        super().__init__("memory://", MemoryDoor(self.store))
+
+    def connect(self, **options: Any) -> Datastore:
+        own = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
+        return Datastore(EngineAdapter(self.store, **own), **options)
+
+    def row_store(self) -> RowStore:
+        return self.store
+
+
+class MemoryDoor(SideDoor):
+    def __init__(self, store: MemoryRowStore) -> None:
+        self.store = store
+
+    def entity_keys(self) -> list[bytes]:
+        return sorted(key for key in self.store._records if key < OWN)
+
+    def index_row_count(self) -> int:
+        return len(self.store._tails)
+
+    def drop_index_row(self) -> None:
+        self.store._set_row(min(self.store._tails), None)
+
+    def damage_payload(self, key: bytes) -> None:
+        self.store._records[key] = Record(self.store._records[key].version, b"garbage")
+
+
+@contextmanager
+def memory_place(folder: Path, session: None) -> Iterator[Place]:
+    yield MemoryPlace()
+
+
+# --------------------------------------------------------------------------------------------------- SQLite
+
+
+class SQLiteDoor(SideDoor):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _run(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def entity_keys(self) -> list[bytes]:
+        return [key for (key,) in self._run("SELECT key FROM entities WHERE key < ? ORDER BY key", OWN)]
+
+    def index_row_count(self) -> int:
+        ((count,),) = self._run("SELECT count(*) FROM rows")
+        return int(count)
+
+    def drop_index_row(self) -> None:
+        self._run("DELETE FROM rows WHERE row = (SELECT min(row) FROM rows)")
+
+    def damage_payload(self, key: bytes) -> None:
+        self._run("UPDATE entities SET payload = ? WHERE key = ?", b"garbage", key)
+
+
+@contextmanager
+def sqlite_place(folder: Path, session: None) -> Iterator[Place]:
+    path = folder / "store.db"
+    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="NORMAL", cache_mb=4)
+
+
+@contextmanager
+def sqlite_threads_place(folder: Path, session: None) -> Iterator[Place]:
+    path = folder / "store.db"
+    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="NORMAL", cache_mb=4, inline_reads=False)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def file_place(folder: Path, session: None) -> Iterator[Place]:
+    yield Place(f"file:///{folder}/store")
+
+
+# ----------------------------------------------------------------------------------------------- PostgreSQL
+
+
+def fresh_name() -> str:
+    """A name that no other test, process or run has."""
+    return "t" + os.urandom(8).hex()
+
+
+class PostgresSession:
+    """A connection of the tests' own, for synchronous use: beside whatever event loop the test has."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+        self._connection: Any = None
+        self._lock = threading.Lock()
+
+    def run(self, statement: str, *parameters: Any) -> list[Any]:
+        """The rows of a statement."""
+        with self._lock:
+            if self._portal is None:
+                import asyncpg
+
+                self._portal = self._stack.enter_context(start_blocking_portal("asyncio"))
+                self._connection = self._portal.call(asyncpg.connect, self.dsn)
+            rows: list[Any] = self._portal.call(self._connection.fetch, statement, *parameters)
+            return rows
+
+    def close(self) -> None:
+        with self._stack:
+            if self._connection is not None and self._portal is not None:
+                self._portal.call(self._connection.close)
+
+
+class PostgresDoor(SideDoor):
+    def __init__(self, session: PostgresSession, schema: str) -> None:
+        self.session = session
+        self.schema = schema
+
+    def _run(self, statement: str, *parameters: Any) -> list[Any]:
+        return self.session.run(statement.replace("SCHEMA", f'"{self.schema}"'), *parameters)
+
+    def entity_keys(self) -> list[bytes]:
+        return [row[0] for row in self._run("SELECT key FROM SCHEMA.entities WHERE key < $1 ORDER BY key", OWN)]
+
+    def index_row_count(self) -> int:
+        return int(self._run("SELECT count(*) FROM SCHEMA.rows")[0][0])
+
+    def drop_index_row(self) -> None:
+        self._run("DELETE FROM SCHEMA.rows WHERE row = (SELECT min(row) FROM SCHEMA.rows)")
+
+    def damage_payload(self, key: bytes) -> None:
+        self._run("UPDATE SCHEMA.entities SET payload = $1 WHERE key = $2", b"garbage", key)
+
+
+@contextmanager
+def postgres_place(folder: Path, session: PostgresSession) -> Iterator[Place]:
+    schema = fresh_name()
+    separator = "&" if "?" in session.dsn else "?"
+    try:
+        yield Place(f"{session.dsn}{separator}schema={schema}", PostgresDoor(session, schema))
+    finally:
+        session.run(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+
+
+# ---------------------------------------------------------------------------------------------------- Redis
+
+
+class RedisSession:
+    """A connection of the tests' own, synchronous."""
+
+    def __init__(self, dsn: str) -> None:
+        from redis import Redis
+
+        self.dsn = dsn
+        self.client: redis.Redis = Redis.from_url(dsn)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+@contextmanager
+def redis_place(folder: Path, session: RedisSession) -> Iterator[Place]:
+    prefix = fresh_name()
+    separator = "&" if "?" in session.dsn else "?"
+    try:
+        yield Place(f"{session.dsn}{separator}prefix={prefix}")
+    finally:
+        found = list(session.client.scan_iter(match=f"*{prefix}*", count=1000))
+        if found:
+            session.client.delete(*found)
+
+
+# --------------------------------------------------------------------------------------------------- choice
+
+BOTH_LOOPS = ("asyncio", "trio")
+
+_ALL = (
+    Engine("memory", memory_place, loops=BOTH_LOOPS, connections=False, processes=False, durable=False),
+    Engine("sqlite", sqlite_place, loops=BOTH_LOOPS),
+    Engine("file", file_place, loops=BOTH_LOOPS, connections=False, processes=False),
+    Engine("postgres", postgres_place, session="postgres_session"),
+    Engine("redis", redis_place, session="redis_session"),
+)
+ENGINES = {engine.name: engine for engine in _ALL if find_spec(f"aiodatastore.adapters.{engine.name}")}
+VARIANTS = {"sqlite-threads": Engine("sqlite-threads", sqlite_threads_place, loops=BOTH_LOOPS)}
+"""Engines with settings that make a difference to row stores only."""
+
+
+def engines(*, loops: bool = False, variants: bool = False, **wanted: bool) -> pytest.MarkDecorator:
+    """Run a test on every engine of which ``wanted`` holds: ``@engines(processes=True)``.
+
+    With ``loops`` on each of its event loops, by the fixture ``anyio_backend``, too; ``variants``: on these, too.
+    """
+    found = [*ENGINES.values(), *(VARIANTS.values() if variants else ())]
+    chosen = [each for each in found if all(getattr(each, name) is value for name, value in wanted.items())]
+    if not loops:
+        return pytest.mark.parametrize("engine", chosen, indirect=True, ids=str)
+    pairs = [(each, loop) for each in chosen for loop in each.loops]
+    ids = [each.name if loop == each.loops[0] else f"{each}-{loop}" for each, loop in pairs]
+    return pytest.mark.parametrize(("engine", "anyio_backend"), pairs, indirect=True, ids=ids)
+
+
+class Bound:
+    """An engine with its server: what the fixture ``engine`` gives."""
+
+    def __init__(self, engine: Engine, session: PostgresSession | RedisSession | None, folder: Path) -> None:
+        self.engine = engine
+        self.name = engine.name
+        self._session = session
+        self._folder = folder
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """An empty store, gone at the end."""
+        with (
+            tempfile.TemporaryDirectory(dir=self._folder) as folder,
+            self.engine.make(Path(folder), self._session) as place,
+        ):
+            yield place
