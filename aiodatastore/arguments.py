@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadArgumentError, BadKeyError
+from aiodatastore.errors import BadArgumentError, BadKeyError, UnsupportedError
 from aiodatastore.key import Key
+from aiodatastore.rowstore import Capability
+
+if TYPE_CHECKING:
+    from aiodatastore.adapters.base import Adapter
 
 __all__ = [
     "check_retries",
     "check_timeout",
+    "check_ttl",
     "complete_key",
     "complete_keys",
     "entities_to_write",
     "expected_versions",
     "model_key",
 ]
+
+
+def check_ttl(ttl: Any, adapter: Adapter) -> float | None:
+    """The seconds an entity is to live.
+
+    :raises BadArgumentError: if it is not a positive, finite number
+    :raises UnsupportedError: if the adapter keeps entities for good
+    """
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < math.inf:
+        raise BadArgumentError(f"ttl: expected a positive number of seconds, got {ttl!r:.80}")
+    if Capability.TTL not in adapter.capabilities:
+        raise UnsupportedError(
+            f"{adapter.url} keeps entities until they are deleted: put without ttl, or use a store that has "
+            "Capability.TTL, such as redis://",
+            capability=Capability.TTL,
+        )
+    return float(ttl)
 
 
 def complete_key(value: Any) -> Key:

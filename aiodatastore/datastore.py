@@ -16,6 +16,7 @@ import anyio
 from aiodatastore.adapters.base import Adapter, Commit, Delete, Put, ReadPolicy
 from aiodatastore.arguments import (
     check_timeout,
+    check_ttl,
     complete_key,
     complete_keys,
     entities_to_write,
@@ -341,16 +342,21 @@ class Datastore:
     # -------------------------------------------------------------------------------------------- writes
 
     @overload
-    async def put(self, entities: Entity, *, if_version: int | None = None, timeout: float | None = None) -> Key: ...
+    async def put(
+        self, entities: Entity, *, if_version: int | None = None, ttl: float | None = None, timeout: float | None = None
+    ) -> Key: ...
     @overload
     async def put(
         self,
         entities: Sequence[Entity],
         *,
         if_version: Sequence[int | None] | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> list[Key]: ...
-    async def put(self, entities: Any, *, if_version: Any = None, timeout: float | None = None) -> Any:
+    async def put(
+        self, entities: Any, *, if_version: Any = None, ttl: float | None = None, timeout: float | None = None
+    ) -> Any:
         """Store an entity, or a list or tuple of them, whether they exist or not; their keys.
 
         Incomplete keys are completed with ids that no other entity has, in the entities themselves; their
@@ -362,12 +368,15 @@ class Datastore:
 
         :param if_version: put only if the stored entity has this version (0: if there is none); for a list, a list
             of versions, None where any will do. Then nothing of a commit is written unless all of them hold.
+        :param ttl: seconds after which the entities are gone; putting one again without it makes it stay. For adapters
+            with ``Capability.TTL`` (``redis://``).
         :raises ConflictError: if a version given with ``if_version`` is not the stored one
+        :raises UnsupportedError: if ``ttl`` is given and the adapter keeps entities for good
         :raises BadValueError, BadPropertyError, BadRequestError: if an entity can't be stored
         :raises DeadlineExceededError: if ``timeout`` seconds passed before it was sent. What was sent is waited
             for, so that the outcome is known.
         """
-        if type(entities) is Entity and if_version is None and timeout is None and self.timeout is None:
+        if type(entities) is Entity and if_version is None and ttl is None and timeout is None and self.timeout is None:
             channel = self._channel
             key = entities.key
             if (
@@ -388,8 +397,9 @@ class Datastore:
         check_timeout(timeout)
         transaction = transaction_of(self)
         if transaction is not None:
-            return await transaction.put(entities, if_version=if_version, timeout=timeout)
-        return await self._put(entities, None, "put", if_version, timeout)
+            return await transaction.put(entities, if_version=if_version, ttl=ttl, timeout=timeout)
+        ttl_s = check_ttl(ttl, self.adapter)
+        return await self._put(entities, None, "put", if_version, timeout, ttl_s)
 
     @overload
     async def insert(self, entities: Entity, *, timeout: float | None = None) -> Key: ...
@@ -459,7 +469,15 @@ class Datastore:
         for key, actual in outcome.conflicts.items():
             raise version_conflict(key, checks[key], actual)
 
-    async def _put(self, value: Any, condition: int | None, verb: str, if_version: Any, timeout: float | None) -> Any:
+    async def _put(
+        self,
+        value: Any,
+        condition: int | None,
+        verb: str,
+        if_version: Any,
+        timeout: float | None,
+        ttl_s: float | None = None,
+    ) -> Any:
         entities, single = entities_to_write(value, strict=self.app_engine_rules)
         expected = expected_versions(if_version, len(entities), single)
         if condition is not None:
@@ -475,7 +493,7 @@ class Datastore:
             end = start + MAX_COMMIT_WRITES
             try:
                 chunk = copies[start:end]  # in which an entity whose automatic key was taken is replaced
-                await self._put_chunk(entities[start:end], chunk, expected[start:end], condition, deadline)
+                await self._put_chunk(entities[start:end], chunk, expected[start:end], condition, deadline, ttl_s)
                 copies[start:end] = chunk
             except DatastoreError as exc:
                 _note_earlier(exc, start, len(entities))
@@ -490,6 +508,7 @@ class Datastore:
         expected: Sequence[int | None],
         condition: int | None,
         deadline: float,
+        ttl_s: float | None,
     ) -> None:
         """Commit what fits into one; completes the keys of ``copies`` and, once written, of ``sources``."""
         channel = self._open_channel()
@@ -503,7 +522,7 @@ class Datastore:
             checks = _checks([entity.key for entity in copies], expected)
             for place in fresh:
                 checks[copies[place].key] = 0
-            writes: dict[Key, Put] = {entity.key: Put(entity) for entity in copies}
+            writes: dict[Key, Put] = {entity.key: Put(entity, ttl_s) for entity in copies}
             commit = Commit(checks=checks, writes=[*writes.values()], token=channel.commits.token())
             outcome, cancelled = await channel.commit(commit, deadline)
             if outcome.version is not None:

@@ -38,6 +38,7 @@ from aiodatastore.adapters.base import Adapter, AggregateResult, Commit, Delete,
 from aiodatastore.arguments import (
     check_retries,
     check_timeout,
+    check_ttl,
     complete_key,
     complete_keys,
     entities_to_write,
@@ -231,11 +232,12 @@ def _conflict(keys: Iterable[Key], attempts: int = 1) -> TransactionFailedError:
 class _Write:
     """A buffered write; ``entity`` is None for a delete. ``fresh``: the id is automatic, nothing may be there."""
 
-    __slots__ = ("entity", "fresh")
+    __slots__ = ("entity", "fresh", "ttl_s")
 
-    def __init__(self, entity: Entity | None, fresh: bool) -> None:
+    def __init__(self, entity: Entity | None, fresh: bool, ttl_s: float | None = None) -> None:
         self.entity = entity
         self.fresh = fresh
+        self.ttl_s = ttl_s
 
 
 class _State(enum.Enum):
@@ -431,20 +433,26 @@ class Transaction:
     # ----------------------------------------------------------------------------------------- writes
 
     @overload
-    async def put(self, entities: Entity, *, if_version: int | None = None, timeout: float | None = None) -> Key: ...
+    async def put(
+        self, entities: Entity, *, if_version: int | None = None, ttl: float | None = None, timeout: float | None = None
+    ) -> Key: ...
     @overload
     async def put(
         self,
         entities: Sequence[Entity],
         *,
         if_version: Sequence[int | None] | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> list[Key]: ...
-    async def put(self, entities: Any, *, if_version: Any = None, timeout: float | None = None) -> Any:
+    async def put(
+        self, entities: Any, *, if_version: Any = None, ttl: float | None = None, timeout: float | None = None
+    ) -> Any:
         """As ``Datastore.put``; written when the transaction commits. Conditions are judged at once."""
         check_timeout(timeout)
+        ttl_s = check_ttl(ttl, self._datastore.adapter)
         timeout = self._datastore.timeout if timeout is None else timeout
-        return await within(timeout, self._put(entities, _Condition.NONE, if_version))
+        return await within(timeout, self._put(entities, _Condition.NONE, if_version, ttl_s))
 
     @overload
     async def insert(self, entities: Entity, *, timeout: float | None = None) -> Key: ...
@@ -480,11 +488,11 @@ class Transaction:
             before = self._buffered(key)
             self._writes[key] = _Write(None, before is not None and before.fresh)
 
-    async def _put(self, value: Any, condition: _Condition, if_version: Any) -> Any:
+    async def _put(self, value: Any, condition: _Condition, if_version: Any, ttl_s: float | None = None) -> Any:
         self._check_writable()
         entities, single = entities_to_write(value, strict=self._datastore.app_engine_rules)
         if single and if_version is None and condition is _Condition.NONE and entities[0].key.is_complete:
-            return self._buffer(entities, [entities[0].snapshot()], (), True)
+            return self._buffer(entities, [entities[0].snapshot()], (), True, ttl_s)
         expected = expected_versions(if_version, len(entities), single)
         copies = [entity.snapshot() for entity in entities]
         for entity, version in zip(copies, expected, strict=True):
@@ -502,9 +510,16 @@ class Transaction:
             pairs = [(e.key, v) for e, v in zip(copies, expected, strict=True) if e.key.is_complete]
             await self._expect([key for key, _ in pairs], [version for _, version in pairs])
         self._check_writable()
-        return self._buffer(entities, copies, fresh, single)
+        return self._buffer(entities, copies, fresh, single, ttl_s)
 
-    def _buffer(self, sources: Sequence[Entity], copies: Sequence[Entity], fresh: Sequence[Key], single: bool) -> Any:
+    def _buffer(
+        self,
+        sources: Sequence[Entity],
+        copies: Sequence[Entity],
+        fresh: Sequence[Key],
+        single: bool,
+        ttl_s: float | None,
+    ) -> Any:
         """Into the buffer, without a suspension in between."""
         completions = iter(fresh)
         keys = []
@@ -512,14 +527,14 @@ class Transaction:
             key = entity.key
             if key.is_complete:
                 before = self._buffered(key)
-                write = _Write(entity, before is not None and before.fresh)
+                write = _Write(entity, before is not None and before.fresh, ttl_s)
             else:
                 key = next(completions)
                 if source.key == entity.key:
                     self._completed.append((source, entity.key))
                     source.key = key
                 entity.key = key
-                write = _Write(entity, True)
+                write = _Write(entity, True, ttl_s)
             self._writes[key] = write
             self._sources.append(source)
             keys.append(key)
@@ -656,7 +671,7 @@ class Transaction:
             if write.entity is not None:
                 if write.fresh:
                     checks.setdefault(key, 0)
-                writes.append(Put(write.entity))
+                writes.append(Put(write.entity, write.ttl_s))
             elif not write.fresh:
                 writes.append(Delete(key))
         if not writes:

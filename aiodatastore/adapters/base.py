@@ -51,9 +51,13 @@ class ReadPolicy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write an entity. The entity belongs to the adapter from here on: nobody else changes it."""
+    """Write an entity. The entity belongs to the adapter from here on: nobody else changes it.
+
+    ``ttl_s``: seconds after which it is gone, where the adapter has ``Capability.TTL``; None: it stays.
+    """
 
     entity: Entity
+    ttl_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_value
 from aiodatastore.indexing.rows import IndexedValues
 
@@ -10,25 +12,65 @@ __all__ = ["Number", "RunningSum", "single_number"]
 Number = int | float
 
 
-class RunningSum:
-    """A sum and how many numbers it has; ints stay exact."""
+_SCALE = 1074
+"""Every float is an integer of 2**-1074ths."""
 
-    __slots__ = ("count", "total")
+
+class RunningSum:
+    """A sum and how many numbers it has.
+
+    Exact, and rounded once at the end: the same whatever the order of the numbers is, so a store may group them.
+    """
+
+    __slots__ = ("_fraction", "_ints", "_is_float", "_special", "count")
 
     def __init__(self) -> None:
-        self.total: Number = 0
+        self._ints = 0
+        self._fraction = 0  # of floats, in 2**-1074ths
+        self._special = 0.0  # infinities and nan
+        self._is_float = False
         self.count = 0
 
-    def add(self, value: Number) -> None:
-        """One more number."""
-        self.total += value
-        self.count += 1
+    def add(self, value: Number, times: int = 1) -> None:
+        """One more number, or several equal ones."""
+        self.count += times
+        if type(value) is int:
+            self._ints += value * times
+            return
+        self._is_float = True
+        if math.isfinite(value):
+            numerator, denominator = value.as_integer_ratio()
+            self._fraction += (numerator << (_SCALE + 1 - denominator.bit_length())) * times
+        else:
+            self._special += value
+
+    @property
+    def total(self) -> Number:
+        """The sum: an int where all numbers are, else the float nearest to it."""
+        if not self._is_float:
+            return self._ints
+        if self._special:  # also true of nan
+            return self._special
+        return _ratio((self._ints << _SCALE) + self._fraction, 1 << _SCALE)
 
     def value(self, function: str) -> Number | None:
         """The ``sum`` (0 of nothing) or the ``avg`` (None of nothing)."""
         if function == "sum":
             return self.total
-        return self.total / self.count if self.count else None
+        if not self.count:
+            return None
+        if not self._is_float:
+            return _ratio(self._ints, self.count)
+        if self._special:
+            return self._special
+        return _ratio((self._ints << _SCALE) + self._fraction, self.count << _SCALE)
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    try:
+        return numerator / denominator
+    except OverflowError:
+        return math.inf if numerator > 0 else -math.inf
 
 
 def single_number(values: IndexedValues, name: str) -> Number | None:

@@ -17,11 +17,13 @@ from aiodatastore.rowstore import (
     TAIL_KEY_MASK,
     TAIL_MULTI,
     Record,
+    RowIntersection,
     RowStore,
     Space,
     Span,
     SpanCheck,
     SpanCount,
+    SpanTally,
 )
 
 __all__ = ["OrderedRows", "Reader", "Rest"]
@@ -137,6 +139,31 @@ class Reader:
                 self.checks[key] = 0 if record is None else record.version
         return records
 
+    async def intersect(
+        self, step: Step, prefixes: Sequence[bytes], lo: bytes, hi: bytes, limit: int, *, reverse: bool, join: bool
+    ) -> RowIntersection | None:
+        """Rests that index rows of several prefixes share, if the store finds them itself."""
+        await self._pause()
+        found = await self.store.intersect(prefixes, lo, hi, limit, reverse=reverse, with_entities=join)
+        if found is not None:
+            self._saw(found.version)
+            step.scans += 1
+            step.rows += len(found.rows)
+            if join:
+                step.entities += len(found.rows)
+        return found
+
+    async def tally(self, step: Step, space: Space, lo: bytes, hi: bytes, skip: int) -> SpanTally | None:
+        """How often each value occurs in a span, if the store counts that itself."""
+        if space is not Space.INDEX or lo >= hi:
+            return None
+        found = await self.store.tally(Span(space, lo, hi), skip)
+        if found is not None:
+            self._saw(found.version)
+            step.scans += 1
+            step.rows += sum(rows for _, _, rows in found.values)
+        return found
+
     async def count(self, step: Step, space: Space, lo: bytes, hi: bytes) -> SpanCount:
         """How many rows a span has."""
         counted = await self.store.count(Span(space, lo, hi)) if lo < hi else SpanCount(0, 0, self.version or 0)
@@ -221,13 +248,40 @@ class _Cursor:
 
 
 class _Intersection:
-    """Rests that several spans share, by leapfrogging: each seeks to where the others already are."""
+    """Rests that several spans share.
 
-    def __init__(self, scanners: Sequence[_SpanScanner]) -> None:
-        self._scanners = scanners
+    The store finds them if it can. If it can't, or a transaction has to know which parts of the spans were looked at:
+    by leapfrogging, each span seeks to where the others already are.
+    """
+
+    def __init__(self, reader: Reader, step: Step, spans: Sequence[SpanPlan], *, join: bool) -> None:
+        self._reader = reader
+        self._step = step
+        self._join = join
+        self._scanners = [_SpanScanner(reader, step.add("span", span.label), span, join=False) for span in spans]
+        self._prefixes = [span.prefix for span in spans]
+        self._native = not reader.track and all(span.space is Space.INDEX for span in spans)
 
     async def scan(self, lo: bytes, hi: bytes, limit: int, *, backward: bool) -> tuple[list[Rest], bool]:
-        """As :meth:`_SpanScanner.scan`; entities are not joined."""
+        """As :meth:`_SpanScanner.scan`; entities may be joined or not."""
+        found: list[Rest] = []
+        while self._native:
+            part = await self._reader.intersect(
+                self._step, self._prefixes, lo, hi, limit - len(found), reverse=backward, join=self._join
+            )
+            if part is None:
+                self._native = False
+                break
+            found += part.rows
+            if part.resume is None or len(found) >= limit:
+                return found, part.resume is None
+            if backward:
+                hi = part.resume
+            else:
+                lo = part.resume
+        return await self._leapfrog(lo, hi, limit, backward=backward)
+
+    async def _leapfrog(self, lo: bytes, hi: bytes, limit: int, *, backward: bool) -> tuple[list[Rest], bool]:
         page = max(16, min(limit, _MAX_SEEK))
         cursors = [_Cursor(scanner, page, backward=backward) for scanner in self._scanners]
         bound = lo if backward else hi
@@ -266,12 +320,11 @@ class OrderedRows:
     """
 
     def __init__(self, reader: Reader, step: Step, access: Access, *, key_descending: bool, join: bool) -> None:
-        scanners = []
-        for span in access.spans:
-            label = step if len(access.spans) == 1 else step.add("span", span.label)
-            scanners.append(_SpanScanner(reader, label, span, join=join and len(access.spans) == 1))
-        self._scanner = scanners[0] if len(scanners) == 1 else _Intersection(scanners)
-        self.joined = join and len(scanners) == 1
+        self._scanner = (
+            _SpanScanner(reader, step, access.spans[0], join=join)
+            if len(access.spans) == 1
+            else _Intersection(reader, step, access.spans, join=join)
+        )
         self._backward = access.backward
         self._turned = access.count > 0 and key_descending != access.backward
         self._lo, self._hi = access.lo, access.hi

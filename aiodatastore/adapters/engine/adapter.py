@@ -110,9 +110,9 @@ class EngineAdapter(Engine, Adapter):
 
         :raises FormatVersionError: if it was written in another one
         """
+        self.forget_catalog()
         await self.store.open()
         try:
-            self.forget_catalog()
             now = monotonic()
             records, _ = await self.store.read([_FORMAT_KEY, CATALOG_KEY])
             if records[0] is None:
@@ -155,7 +155,7 @@ class EngineAdapter(Engine, Adapter):
 
     async def lookup(self, keys: Sequence[Key], *, read_policy: ReadPolicy = ReadPolicy.STRONG) -> Lookup:
         """One read of the store."""
-        records, version = await self.store.read([encode_key(key) for key in keys])
+        records, version = await self.reading(read_policy).read([key._encoded or encode_key(key) for key in keys])
         loads = self.serializer.loads
         return Lookup(
             [
@@ -193,7 +193,8 @@ class EngineAdapter(Engine, Adapter):
             if isinstance(write, Put):
                 entity = write.entity
                 key = entity.key
-                puts.append(RowPut(key._encoded or encode_key(key), dumps(entity), self.entity_rows(entity)))
+                encoded = key._encoded or encode_key(key)
+                puts.append(RowPut(encoded, dumps(entity), self.entity_rows(entity), write.ttl_s))
             else:
                 deletes.append(encode_key(write.key))
         checks = [(key._encoded or encode_key(key), version) for key, version in commit.checks.items()]

@@ -8,6 +8,8 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any
 
+from aiodatastore.adapters.base import ReadPolicy
+from aiodatastore.adapters.engine.eventual import EventualReads
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadCursorError, NeedIndexError
 from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
@@ -43,6 +45,7 @@ class Engine:
         serializer: Serializer | None = None,
     ) -> None:
         self.store = store
+        store.index_rows = self._rows_at_open
         self.serializer: Serializer = serializer or MsgpackSerializer()
         self.require_indexes = require_indexes
         self.sort_budget = sort_budget
@@ -134,6 +137,14 @@ class Engine:
             _log.warning("a query runs without its composite index; this one would serve it:\n%s", missing.yaml)
         return missing
 
+    def reading(self, policy: ReadPolicy) -> RowStore:
+        """What to read from."""
+        if policy is ReadPolicy.EVENTUAL:
+            replica = self.store.replica()
+            if replica is not None:
+                return EventualReads(self.store, replica, lambda: self.catalog.version)
+        return self.store
+
     # -------------------------------------------------------------------------------------- catalog
 
     def take_catalog(self, record: Record | None, read_at: float) -> None:
@@ -202,6 +213,11 @@ class Engine:
         found = decode_key(key)
         values = indexed_values(self.serializer.loads(found, payload, 0))
         return stored_rows(found, values, (catalog or self.catalog).maintained.get(found.kind, ()))
+
+    def _rows_at_open(self, key: bytes, payload: bytes) -> Mapping[bytes, int]:
+        """The index rows of a stored entity, for a store that makes its indexes while it is being opened."""
+        self.refresh_now()
+        return self.old_rows(key, payload)
 
     def entity_rows(self, entity: Entity) -> dict[bytes, int]:
         """All index rows of an entity, composite ones included."""

@@ -30,7 +30,7 @@ class EngineStream(ResultStream):
         self._retired = engine.retired
         self._to_check = engine.require_indexes
         self._bounds = engine.bounds(query, self._normal)
-        self._reader = Reader(engine.store, track=options.track)
+        self._reader = Reader(engine.reading(options.read_policy), track=options.track)
         self._missing: NeedIndexError | None = None
         self._done = not self._plans
         self._metadata = query.kind in METADATA_KINDS
