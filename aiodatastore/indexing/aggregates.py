@@ -12,8 +12,9 @@ __all__ = ["Number", "RunningSum", "single_number"]
 Number = int | float
 
 
-_SCALE = 1074
-"""Every float is an integer of 2**-1074ths."""
+_MANTISSA = float(1 << 53)
+_SCALE = 1074 + 53
+"""Every float's mantissa is an integer of 2**-53rds, and no exponent is below -1073."""
 
 
 class RunningSum:
@@ -22,11 +23,11 @@ class RunningSum:
     Exact, and rounded once at the end: the same whatever the order of the numbers is, so a store may group them.
     """
 
-    __slots__ = ("_fraction", "_ints", "_is_float", "_special", "count")
+    __slots__ = ("_ints", "_is_float", "_mantissas", "_special", "count")
 
     def __init__(self) -> None:
         self._ints = 0
-        self._fraction = 0  # of floats, in 2**-1074ths
+        self._mantissas: dict[int, int] = {}  # of floats: exponent → sum of mantissas, in 2**-53rds
         self._special = 0.0  # infinities and nan
         self._is_float = False
         self.count = 0
@@ -39,10 +40,15 @@ class RunningSum:
             return
         self._is_float = True
         if math.isfinite(value):
-            numerator, denominator = value.as_integer_ratio()
-            self._fraction += (numerator << (_SCALE + 1 - denominator.bit_length())) * times
+            mantissa, exponent = math.frexp(value)
+            self._mantissas[exponent] = self._mantissas.get(exponent, 0) + int(mantissa * _MANTISSA) * times
         else:
             self._special += value
+
+    def _scaled(self) -> int:
+        """The sum of the finite numbers, in 2**-1127ths."""
+        floats = sum(mantissa << (_SCALE - 53 + exponent) for exponent, mantissa in self._mantissas.items())
+        return (self._ints << _SCALE) + floats
 
     @property
     def total(self) -> Number:
@@ -51,7 +57,7 @@ class RunningSum:
             return self._ints
         if self._special:  # also true of nan
             return self._special
-        return _ratio((self._ints << _SCALE) + self._fraction, 1 << _SCALE)
+        return _ratio(self._scaled(), 1 << _SCALE)
 
     def value(self, function: str) -> Number | None:
         """The ``sum`` (0 of nothing) or the ``avg`` (None of nothing)."""
@@ -63,7 +69,7 @@ class RunningSum:
             return _ratio(self._ints, self.count)
         if self._special:
             return self._special
-        return _ratio((self._ints << _SCALE) + self._fraction, self.count << _SCALE)
+        return _ratio(self._scaled(), self.count << _SCALE)
 
 
 def _ratio(numerator: int, denominator: int) -> float:

@@ -19,13 +19,14 @@ from aiodatastore.adapters.sqlite.statements import (
     SCAN_JOINED,
     SCAN_KEYS,
     SCAN_ROWS,
+    TALLY,
     VERSION,
     chunks,
     values,
 )
-from aiodatastore.rowstore import Record, Row, RowRead, RowScan, Space, Span, SpanCount
+from aiodatastore.rowstore import Record, Row, RowRead, RowScan, Space, Span, SpanCount, SpanTally
 
-__all__ = ["count", "existing", "find", "read", "rows_of", "scan"]
+__all__ = ["count", "existing", "find", "read", "rows_of", "scan", "tally"]
 
 _KEYS_AT_ONCE = 512
 
@@ -128,3 +129,9 @@ def count(span: Span, limit: int, connection: sqlite3.Connection, threaded: bool
     """How many rows a span has, up to a limit (-1: all)."""
     query = COUNT[span.space].format(version=VERSION)
     return SpanCount(*connection.execute(query, (span.lo, span.hi, limit)).fetchall()[0])
+
+
+def tally(span: Span, skip: int, connection: sqlite3.Connection, threaded: bool) -> SpanTally:
+    """How often each value occurs in a span of index rows."""
+    version: int = connection.execute(VERSION).fetchall()[0][0]
+    return SpanTally(connection.execute(TALLY, (span.lo, span.hi, skip)).fetchall(), version)
