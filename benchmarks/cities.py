@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -34,11 +34,11 @@ TABLES = (
 )
 
 City = dict[str, Any]
-PutBatch = Callable[[Sequence[City]], Awaitable[Any]]
+T = TypeVar("T")
 
 
-async def watch(cities: Sequence[City], put: PutBatch, tasks: int) -> dict[str, Any]:
-    """Put all of them; time and memory as it went."""
+async def watch(cities: Sequence[T], put: Callable[[Sequence[T]], Awaitable[Any]], tasks: int) -> dict[str, Any]:
+    """Put all of them (cities or other things); time and memory as it went."""
     samples: list[tuple[int, float, int]] = []
     gc.collect()
     gc.freeze()  # the data that waits to be imported is not part of what is measured
@@ -95,7 +95,7 @@ async def import_ours(url: str, cities: Sequence[City]) -> dict[str, Any]:
 
 async def import_by_hand(path: Path, cities: Sequence[City]) -> dict[str, Any]:
     """The same with aiosqlite."""
-    from benchmarks.peers import connect
+    from benchmarks.peers.sqlite import connect
 
     async with connect(path) as db:
         for statement in TABLES:

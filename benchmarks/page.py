@@ -87,10 +87,10 @@ _NAMES = {
 }
 
 
-def write_page(results: Raw, page: Path, plots: Path | None, raw: Path | None) -> None:
-    """Write the page; ``plots`` and ``raw`` are where the pictures and the JSON file were put, None: nowhere."""
+def write_page(results: Raw, page: Path, plots: Path | None, raw: Sequence[Path]) -> None:
+    """Write the page; ``plots`` and ``raw`` are where the pictures and the JSON files were put, if they were."""
     folder = "benchmarks"  # docs/benchmarks is benchmarks/results
-    parts = [_INTRODUCTION, _machine(results, f"{folder}/{raw.name}" if raw else None)]
+    parts = [_INTRODUCTION, _machine(results, [f"{folder}/{each.name}" for each in raw])]
     parts.append(
         "## Figures to reach\n\n" + _targets([_result(raw) for raw in results["results"]], results["settings"]["tasks"])
     )
@@ -107,7 +107,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _machine(results: Raw, raw: str | None) -> str:
+def _machine(results: Raw, raw: Sequence[str]) -> str:
     env, settings = results["environment"], results["settings"]
     packages = ", ".join(f"{name} {number}" for name, number in env["packages"].items())
     lines = [
@@ -123,7 +123,7 @@ def _machine(results: Raw, raw: str | None) -> str:
             " and the processor time is what to compare"
         )
     if raw:
-        lines.append(f"- Raw results: [{Path(raw).name}]({raw})")
+        lines.append("- Raw results: " + ", ".join(f"[{Path(each).name}]({each})" for each in raw))
     return "\n".join(lines) + "\n"
 
 

@@ -17,22 +17,24 @@ from aiodatastore.bench.measure import compare
 from aiodatastore.bench.report import Report, Result
 from aiodatastore.bench.workloads import SHAPES, Bank, Items, People, Records, draw_fresh
 from aiodatastore.datastore import Datastore
-from benchmarks.peers import (
+from benchmarks.engines import ENGINES, Engine
+from benchmarks.matrix import MATRIX
+from benchmarks.peers.memory import KeyValueMemory
+from benchmarks.peers.sqlite import (
     AioSQLite,
     AioSQLiteBank,
     AlchemyPeople,
-    KeyValueMemory,
     SQLItems,
     ThreadedSQLite,
     aiosqlite_shape,
     aiosqlite_top,
     connect,
 )
+from benchmarks.sides import OURS
 from benchmarks.sizes import SEED, Size
 
-__all__ = ["BENCHMARKS", "Context"]
+__all__ = ["ALL_ENGINES", "ALL_WORKS", "BENCHMARKS", "Benchmark", "Context"]
 
-OURS = "aiodatastore"
 OURS_BY_NUMBER = "key made on the way: aiodatastore"
 DOCUMENTED = "aiosqlite, execute and fetchone"
 AT_ONCE = "aiosqlite, execute_fetchall"
@@ -48,12 +50,18 @@ _SETTINGS_SQLITE = {"journal_mode": "WAL", "synchronous": "FULL", "cache_mb": 64
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every benchmark gets: where to report, how much to do, and a folder of its own."""
+    """What every benchmark gets: where to report, how much to do, a folder of its own, and which works are wanted.
+
+    ``spread``, ``processes``: see :class:`~benchmarks.sizes.Size`. ``engine`` is the open one, for those of the matrix.
+    """
 
     report: Report
     size: Size
-    size_name: str
     folder: Path
+    works: frozenset[str]
+    spread: tuple[int, ...]
+    processes: tuple[int, ...]
+    engine: Engine | None = None
 
     @asynccontextmanager
     async def store(self, name: str) -> AsyncIterator[Datastore]:
@@ -82,9 +90,12 @@ async def memory(context: Context) -> None:
             people.put(OURS, draw_fresh(size.people + 1, person)),
             peer.put(KEY_VALUE, draw_fresh(size.people + 1, person)),
         ]
-        for tasks in (1, size.tasks):
-            get.figures += await compare(gets, size.effort, tasks=tasks)
-        context.report.add(get)
+        if "get" in context.works:
+            for tasks in (1, size.tasks):
+                get.figures += await compare(gets, size.effort, tasks=tasks)
+            context.report.add(get)
+        if "put" not in context.works:
+            return
         for tasks in (1, size.tasks):
             put.figures += await compare(puts, size.effort, tasks=tasks)
         put.notes.append("py-key-value-aio keeps no indexes and no versions; ours keeps four index rows an entity")
@@ -115,9 +126,12 @@ async def sqlite(context: Context) -> None:
             peer.get_at_once(AT_ONCE, size.people, SEED),
             orm.get(ALCHEMY, size.people, SEED),
         ]
-        for tasks in (1, size.tasks):
-            get.figures += await compare(gets, size.effort, tasks=tasks)
-        context.report.add(get)
+        if "get" in context.works:
+            for tasks in (1, size.tasks):
+                get.figures += await compare(gets, size.effort, tasks=tasks)
+            context.report.add(get)
+        if "put" not in context.works:
+            return
         put = Result(
             "sqlite_put",
             "SQLite: put of a new entity, 3 indexed properties",
@@ -336,16 +350,44 @@ async def imports(context: Context) -> None:
     context.report.add(result)
 
 
-Benchmark = Callable[[Context], Awaitable[None]]
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Something that runs when one of its engines and one of its works are wanted."""
+
+    engines: frozenset[str]
+    works: frozenset[str]
+    run: Callable[[Context], Awaitable[None]]
+
+
+def _of_matrix(work: str) -> Callable[[Context], Awaitable[None]]:
+    async def run(context: Context) -> None:
+        assert context.engine is not None
+        await MATRIX[work](context, context.engine, work)
+
+    return run
+
+
+def _benchmark(engines: str, works: str, run: Callable[[Context], Awaitable[None]]) -> Benchmark:
+    return Benchmark(frozenset(engines.split()), frozenset(works.split()), run)
+
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "import": imports,
-    "memory": memory,
-    "sqlite": sqlite,
-    "query": query,
-    "shapes": shapes,
-    "ycsb": ycsb,
-    "contention": contention,
-    "cities": cities,
+    "import": _benchmark("package", "import", imports),
+    "memory": _benchmark("memory", "get put", memory),
+    "sqlite": _benchmark("sqlite", "get put", sqlite),
+    "query": _benchmark("sqlite", "query", query),
+    "shapes": _benchmark("memory sqlite", "shapes", shapes),
+    "ycsb": _benchmark("memory sqlite", "ycsb", ycsb),
+    "contention": _benchmark("memory sqlite", "bank counter", contention),
+    "cities": _benchmark("memory sqlite", "import", cities),
+    **{
+        f"{engine.name}_{work}": _benchmark(engine.name, work, _of_matrix(work))
+        for engine in ENGINES.values()
+        for work in MATRIX
+        if work in engine.works
+    },
 }
-"""Name → what it runs."""
+"""Name → what it runs, and when."""
+
+ALL_ENGINES = ("memory", "sqlite", *ENGINES, "package")
+ALL_WORKS = ("get", "put", "modify", "counter", "bank", "query", "shapes", "ycsb", "import")

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiodatastore.bench.report import Result, Target
 from benchmarks import suite
+from benchmarks.sides import OURS
 
 __all__ = ["targets"]
 
@@ -45,7 +46,7 @@ def _flat(results: Sequence[Result]) -> float | None:
 
 def targets(results: Sequence[Result], tasks: int = 64) -> list[Target]:
     """Each with what was wanted and measured; those without a bound are told for completeness."""
-    ours, few, many = suite.OURS, f"few: {suite.OURS}", f"many: {suite.OURS}"
+    ours, few, many = OURS, f"few: {OURS}", f"many: {OURS}"
     get, put = "sqlite_get", "sqlite_put"
     far = f"from a random price: {ours}"
     slower = [

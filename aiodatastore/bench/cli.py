@@ -18,7 +18,7 @@ from aiodatastore.errors import BadArgumentError, BadRequestError, DatastoreErro
 
 __all__ = ["NAMES", "SIZES", "Size", "bench_store", "command", "run_url"]
 
-NAMES = ("get", "put", "query", "shapes", "ycsb", "contention")
+NAMES = ("get", "put", "modify", "query", "shapes", "ycsb", "contention")
 _SEED = 20240229
 _DELETE_BATCH = 500
 
@@ -62,6 +62,12 @@ class _Bench:
             for tasks in (1, self.tasks):
                 result.figures += await compare([people.put("put", draw)], size.effort, tasks=tasks)
             self.report.add(result)
+        if "modify" in only:
+            result = Result("modify", "Read-modify-write transaction, distinct keys", settings={"index_rows": 4})
+            for tasks in (1, self.tasks):
+                subject = people.modify("read-modify-write", size.entities, _SEED)
+                result.figures += await compare([subject], size.effort, tasks=tasks)
+            self.report.add(result)
 
     async def items(self, only: Sequence[str]) -> None:
         items, size = Items(self.ds), self.size
@@ -93,7 +99,12 @@ class _Bench:
         bank, size = Bank(self.ds, self.size.accounts), self.size
         await bank.load()
         result = Result("contention", "Transactions that meet", settings={"accounts": size.accounts})
-        for subject in (bank.transfers("transfers", _SEED), bank.increments("one counter")):
+        subjects = (
+            bank.transfers("transfers", _SEED),
+            bank.transfers("transfers, few accounts in most", _SEED, zipf=True),
+            bank.increments("one counter"),
+        )
+        for subject in subjects:
             result.figures += await compare([subject], size.mixed, tasks=self.tasks)
         result.notes += [f"WRONG: {problem}" for problem in await bank.problems()]
         self.report.add(result)
@@ -126,7 +137,7 @@ async def bench_store(
         raise BadRequestError(f"{ds.url} has an index of kind {ITEM_INDEX.kind!r} already: delete it first")
     bench = _Bench(ds, SIZES[size], tasks, report)
     steps: list[tuple[tuple[str, ...], Callable[[], Awaitable[Any]]]] = [
-        (("get", "put"), lambda: bench.people(only)),
+        (("get", "put", "modify"), lambda: bench.people(only)),
         (("query", "shapes"), lambda: bench.items(only)),
         (("ycsb",), bench.ycsb),
         (("contention",), bench.contention),
@@ -162,7 +173,7 @@ async def _run(url: str, namespace: str, size: str, only: Sequence[str], tasks: 
 @click.option("--namespace", default="bench", show_default=True, help="Where to work; it has to be empty.")
 @click.option("--json", type=click.Path(dir_okay=False), help="Write the raw results here.")
 def command(url: str, size: str, only: tuple[str, ...], tasks: int, namespace: str, json: str | None) -> None:
-    """Measure a store: gets, puts, queries, YCSB's workloads and transactions that meet.
+    """Measure a store: gets, puts, transactions, queries, YCSB's workloads and transactions that meet.
 
     Works in a namespace of its own, which has to be empty and is emptied afterwards; other data is not touched. A store
     in a file does not shrink by that.

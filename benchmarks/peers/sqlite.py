@@ -1,4 +1,4 @@
-"""The other libraries, used as their documentation advises and as well as we know how.
+"""What is measured beside SQLite.
 
 *aiosqlite*: one connection, WAL, ``synchronous=FULL`` (what this library's SQLite adapter has), a page cache of the
 same size, sqlite3's own cache of prepared statements. Reads in two ways: the documented ``async with db.execute(...)``
@@ -7,8 +7,6 @@ with ``fetchone`` / ``fetchall`` (three trips to its thread), and ``execute_fetc
 *SQLAlchemy*: the ORM on its aiosqlite dialect, a session for each operation, the default pool.
 
 *sqlite3 in a thread*: the standard library's module, one connection, ``anyio.to_thread.run_sync``.
-
-*py-key-value-aio*: its ``MemoryStore``.
 """
 
 from __future__ import annotations
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AioSQLite",
     "AlchemyPeople",
-    "KeyValueMemory",
     "SQLItems",
     "ThreadedSQLite",
     "connect",
@@ -390,7 +387,7 @@ class AlchemyPeople:
         from sqlalchemy import event
         from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-        from benchmarks.alchemy import Base
+        from benchmarks.peers.alchemy import Base
 
         self._metadata = Base.metadata
         self.engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 30})
@@ -405,7 +402,7 @@ class AlchemyPeople:
 
     async def load_people(self, count: int) -> None:
         """The table, and as many rows."""
-        from benchmarks.alchemy import Person
+        from benchmarks.peers.alchemy import Person
 
         async with self.engine.begin() as connection:
             await connection.run_sync(self._metadata.create_all)
@@ -415,7 +412,7 @@ class AlchemyPeople:
 
     def get(self, name: str, count: int, seed: int) -> Subject:
         """``session.get``."""
-        from benchmarks.alchemy import Person
+        from benchmarks.peers.alchemy import Person
 
         session = self.session
 
@@ -427,7 +424,7 @@ class AlchemyPeople:
 
     def put(self, name: str, draw: Draw) -> Subject:
         """``session.add`` and commit."""
-        from benchmarks.alchemy import Person
+        from benchmarks.peers.alchemy import Person
 
         session = self.session
 
@@ -443,7 +440,7 @@ class AlchemyPeople:
         """Filter, order, limit 20, on a file that :class:`SQLItems` made."""
         from sqlalchemy import select
 
-        from benchmarks.alchemy import Item
+        from benchmarks.peers.alchemy import Item
 
         session = self.session
 
@@ -453,38 +450,3 @@ class AlchemyPeople:
                 return (await each.scalars(statement)).all()
 
         return Subject(name, operate, draw_categories(seed))
-
-
-class KeyValueMemory:
-    """py-key-value-aio's memory store. It has no indexes; values are mappings, as entities are."""
-
-    def __init__(self) -> None:
-        from key_value.aio.stores.memory import MemoryStore
-
-        self.store = MemoryStore()
-
-    async def load_people(self, count: int) -> None:
-        """Put as many."""
-        for number in range(1, count + 1):
-            await self.store.put(f"person-{number}", person(number))
-
-    def get(self, name: str, count: int, seed: int) -> Subject:
-        """Gets of keys that are at hand."""
-        keys = [f"person-{number}" for number in range(1, count + 1)]
-        draw = draw_numbers(count, seed)
-        return Subject(name, self.store.get, lambda wanted: [keys[number - 1] for number in draw(wanted)])
-
-    def get_by_number(self, name: str, count: int, seed: int) -> Subject:
-        """Gets of keys that are made on the way."""
-        get = self.store.get
-        return Subject(name, lambda number: get(f"person-{number}"), draw_numbers(count, seed))
-
-    def put(self, name: str, draw: Draw) -> Subject:
-        """Puts of new values."""
-        put = self.store.put
-
-        async def operate(numbered: Numbered) -> Any:
-            await put(f"person-{numbered[0]}", numbered[1])
-            return numbered[0]
-
-        return Subject(name, operate, draw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Base", "Item", "Person"]
+__all__ = ["Account", "Base", "Item", "Person"]
 
 
 class Base(DeclarativeBase):
@@ -32,3 +32,11 @@ class Item(Base):
     rating: Mapped[float]
     title: Mapped[str]
     stock: Mapped[int]
+
+
+class Account(Base):
+    """A balance; number 0 is the counter's."""
+
+    __tablename__ = "account"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[int]
