@@ -1,0 +1,54 @@
+"""Entities in Redis or Valkey: ``redis://host:6379/0?prefix=shop``, ``rediss://``, ``unix:///path/of/the/socket``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiodatastore.adapters import registry
+
+if TYPE_CHECKING:
+    from aiodatastore.adapters.engine import EngineAdapter
+    from aiodatastore.adapters.redis.store import RedisRowStore
+
+__all__ = ["RedisRowStore", "from_url"]
+
+
+def from_url(url: str, **options: Any) -> EngineAdapter:
+    """An adapter for a Redis URL, ``?setting=value`` as in :class:`RedisRowStore`.
+
+    :raises BadArgumentError: if the address is malformed, a setting is unknown or malformed, or redis-py is missing
+    """
+    parts = registry.split_url(url, options, settings=_SETTINGS)
+    store = _store_class()
+    return registry.engine(store.from_location(parts.scheme, parts.location, **parts.settings), parts)
+
+
+def _store_class() -> type[RedisRowStore]:
+    try:
+        from aiodatastore.adapters.redis.store import RedisRowStore
+    except ImportError as exc:
+        raise registry.missing_extra("redis", exc) from exc
+    return RedisRowStore
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RedisRowStore":
+        return _store_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_SETTINGS: dict[str, Callable[[str], Any]] = {
+    "prefix": str,
+    "db": registry.parse_int,
+    "max_connections": registry.parse_int,
+    "timeout_s": registry.parse_float,
+    "retry_s": registry.parse_float,
+    "wait_replicas": registry.parse_int,
+    "sweep_s": registry.parse_float,
+    "ssl_ca_certs": str,
+    "ssl_certfile": str,
+    "ssl_keyfile": str,
+    "ssl_cert_reqs": str,
+    "ssl_check_hostname": registry.parse_bool,
+}

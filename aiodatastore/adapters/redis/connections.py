@@ -1,0 +1,111 @@
+"""Connections to one server: lent for one exchange each, thrown away when anything went wrong on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from aiodatastore.adapters.redis.address import Address
+
+__all__ = ["Command", "Connections", "connector"]
+
+Command: TypeAlias = Sequence[bytes | int]
+"""A command's name and its arguments."""
+Driver: TypeAlias = Connection | UnixDomainSocketConnection
+
+_BYTES_PER_S = 2_000_000
+"""Large requests are given more time: this is less than any server manages."""
+
+
+def connector(address: Address, settings: dict[str, Any]) -> Callable[[], Driver]:
+    """A function that makes connections (unconnected).
+
+    Retrying, and how long to wait, is decided above: redis-py's own must not repeat a commit.
+    """
+    kinds = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
+    arguments = address.arguments(settings)
+    kind = kinds[address.scheme]
+    return lambda: kind(
+        **arguments, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None, client_name="aiodatastore"
+    )
+
+
+class Connections:
+    """At most ``size`` connections, each used by one exchange at a time.
+
+    An exchange that fails or is cancelled between request and answer closes its connection: the answer may still
+    come, and nobody else must read it.
+    """
+
+    def __init__(self, make: Callable[[], Driver], size: int) -> None:
+        self._make = make
+        self._idle: list[Driver] = []
+        self._lent: set[Driver] = set()
+        self._turns = asyncio.Semaphore(size)
+        self._closed = False
+
+    async def exchange(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        """The answers to some commands that are sent together; errors of the server are among them.
+
+        :raises redis.exceptions.ConnectionError, OSError, TimeoutError: what was sent may have been executed or not
+        """
+        async with self._turns:
+            connection = self._idle.pop() if self._idle else self._make()
+            self._lent.add(connection)
+            answers: list[Any] = []
+            try:
+                async with asyncio.timeout(timeout_s) as limit:
+                    if not connection.is_connected:
+                        await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+                    packed = [part for command in commands for part in connection.pack_command(*command)]
+                    size = sum(map(len, packed))
+                    if size > _BYTES_PER_S:
+                        limit.reschedule((limit.when() or 0.0) + size / _BYTES_PER_S)
+                    await connection.send_packed_command(packed, check_health=False)
+                    for _ in commands:
+                        try:
+                            answers.append(await connection.read_response(disable_decoding=True))
+                        except ResponseError as exc:
+                            answers.append(exc)
+            except BaseException:
+                self._lent.discard(connection)
+                await _drop(connection)
+                raise
+            self._lent.discard(connection)
+            if self._closed:
+                await _drop(connection)
+            else:
+                self._idle.append(connection)
+            return answers
+
+    async def renew(self) -> None:
+        """Close idle connections: one has shown that the server went away, or changed its part."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await _drop(connection)
+
+    async def aclose(self) -> None:
+        """Close all; exchanges under way fail."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for connection in [*idle, *self._lent]:
+            with suppress(Exception):
+                await connection.disconnect()
+
+    def abandon(self) -> None:
+        """Close at once, without a loop: for stores that were never closed."""
+        for connection in [*self._idle, *self._lent]:
+            with suppress(Exception):
+                connection._close()  # type: ignore[no-untyped-call]  # redis-py's, as its own __del__ does
+
+
+async def _drop(connection: Driver) -> None:
+    with suppress(Exception):
+        await connection.disconnect(nowait=True)
