@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,13 +145,13 @@ class SQLiteDoor(SideDoor):
 @contextmanager
 def sqlite_place(folder: Path, session: None) -> Iterator[Place]:
     path = folder / "store.db"
-    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="NORMAL", cache_mb=4)
+    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="OFF", cache_mb=4)
 
 
 @contextmanager
 def sqlite_threads_place(folder: Path, session: None) -> Iterator[Place]:
     path = folder / "store.db"
-    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="NORMAL", cache_mb=4, inline_reads=False)
+    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="OFF", cache_mb=4, inline_reads=False)
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -268,7 +267,9 @@ _ALL = (
     Engine("postgres", postgres_place, session="postgres_session"),
     Engine("redis", redis_place, session="redis_session"),
 )
-ENGINES = {engine.name: engine for engine in _ALL if find_spec(f"aiodatastore.adapters.{engine.name}")}
+_CHOSEN = os.environ.get("AIODATASTORE_TEST_ENGINES", "")
+ENGINES = {engine.name: engine for engine in _ALL if not _CHOSEN or engine.name in _CHOSEN.split(",")}
+"""All, or those that ``AIODATASTORE_TEST_ENGINES=memory,postgres`` names."""
 VARIANTS = {"sqlite-threads": Engine("sqlite-threads", sqlite_threads_place, loops=BOTH_LOOPS)}
 """Engines with settings that make a difference to row stores only."""
 

@@ -1,4 +1,4 @@
-"""Kill -9, at least fifty times: what a SQLite writer had acknowledged is there, whole, once, and indexes agree."""
+"""Kill -9 of writers: what they had acknowledged is there, whole, once, and indexes agree; on every durable engine."""
 
 from __future__ import annotations
 
@@ -10,46 +10,52 @@ import pytest
 
 from aiodatastore import Datastore, Entity, Key
 from aiodatastore.testing.crash import AUTO, COUNTER, HEAD, PART, Killer, Report, expected, verify
+from tests.engines import Bound, Place, engines
 
 SECONDS = 0.12
 """The longest that a writer lives after it has opened the store."""
 
 
+KILLS = {"sqlite": 50, "file": 50}
+"""Where the killed process is what keeps the data; a server goes on (its own end is in ``tests/faults``)."""
+
+
+@engines(durable=True)
 @pytest.mark.parametrize("seed", range(5))
-def test_one_writer_killed_again_and_again(seed: int, tmp_path: Path) -> None:
-    """Ten kills of a store; each writer finds what the killed one left."""
+def test_one_writer_killed_again_and_again(seed: int, engine: Bound, place: Place) -> None:
+    """Each writer finds what the killed one left."""
     rng = random.Random(seed)
-    url = f"sqlite:///{tmp_path}/crash.db"
-    killer = Killer(url)
-    for _ in range(10):
+    killer = Killer(place.url)
+    for _ in range(KILLS.get(engine.name, 15) // 5):
         reports = killer.kill(after_s=rng.random() * SECONDS)
-        assert anyio.run(verify, url, reports) == []
-    assert anyio.run(verify, url, killer.reports) == []
+        assert anyio.run(verify, place.url, reports) == []
+    assert anyio.run(verify, place.url, killer.reports) == []
     assert sum(report.total for report in killer.reports) > 5, "the writers hardly wrote"
 
 
-def test_two_writers_killed_one_after_the_other(tmp_path: Path) -> None:
+@engines(durable=True, processes=True)
+def test_two_writers_killed_one_after_the_other(place: Place) -> None:
     """The second goes on while the first is dead: ten kills."""
     rng = random.Random(7)
-    url = f"sqlite:///{tmp_path}/crash.db"
-    killer = Killer(url)
+    killer = Killer(place.url)
     for _ in range(5):
         reports = killer.kill(after_s=0.02 + rng.random() * SECONDS, writers=2)
-        assert anyio.run(verify, url, reports) == []
-    assert anyio.run(verify, url, killer.reports) == []
+        assert anyio.run(verify, place.url, reports) == []
+    assert anyio.run(verify, place.url, killer.reports) == []
     assert sum(report.total for report in killer.reports) > 5, "the writers hardly wrote"
 
 
-def test_killed_while_opening(tmp_path: Path) -> None:
-    """At any point of making the file: the next one opens it, or makes it anew. Eight kills."""
-    for number in range(8):
-        url = f"sqlite:///{tmp_path}/opening{number}.db"
-        killer = Killer(url)
-        for _ in range(1 if number % 2 else 2):
-            killer.kill(after_s=0.12 + number * 0.04, wait_open=False)
-        assert anyio.run(verify, url, killer.reports) == []
-        assert [report for report in killer.kill(after_s=0.05) if report.opened]
-        assert anyio.run(verify, url, killer.reports) == []
+@engines(durable=True)
+def test_killed_while_opening(engine: Bound) -> None:
+    """At any point of making the store: the next one opens it, or makes it anew. Eight kills."""
+    for number in range(6):
+        with engine.place() as place:
+            killer = Killer(place.url)
+            for _ in range(1 if number % 2 else 2):
+                killer.kill(after_s=0.12 + number * 0.04, wait_open=False)
+            assert anyio.run(verify, place.url, killer.reports) == []
+            assert [report for report in killer.kill(after_s=0.05) if report.opened]
+            assert anyio.run(verify, place.url, killer.reports) == []
 
 
 # --------------------------------------------------------------------------- the verifier can see

@@ -1,4 +1,4 @@
-"""Every golden case, on memory and on SQLite, and the honesty of the runner that judges them.
+"""Every golden case, on every engine, and the honesty of the runner that judges them.
 
 The cases of a file run as one test; the failing ids and what was wrong are the assertion's message.
 """
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.errors import BadArgumentError, BadRequestError
 from aiodatastore.testing import conformance
 from aiodatastore.testing.conformance import FILES, Report, Verdict, run_corpus
+from aiodatastore.testing.conformance.session import OpenDatastore
+from tests.engines import Place, engines
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "data" / "conformance"
@@ -38,22 +41,19 @@ def _no_suggestions(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, logger="aiodatastore")
 
 
-def run(folder: Path, url: str, *files: str) -> Report:
+def run(folder: Path, store: str | OpenDatastore, *files: str) -> Report:
+    open_datastore = partial(Datastore, store) if isinstance(store, str) else store
+
     async def main() -> Report:
-        return await run_corpus(folder, lambda **options: Datastore(url, **options), only=files or None)
+        return await run_corpus(folder, open_datastore, only=files or None)
 
     return anyio.run(main)
 
 
+@engines()
 @pytest.mark.parametrize("file", FILES)
-def test_memory(file: str) -> None:
-    report = run(CORPUS, "memory://", file)
-    assert report.ok, "\n".join(report.lines())
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_sqlite(file: str, tmp_path: Path) -> None:
-    report = run(CORPUS, f"sqlite:///{tmp_path}/golden.db", file)
+def test_every_case(place: Place, file: str) -> None:
+    report = run(CORPUS, place.connect, file)
     assert report.ok, "\n".join(report.lines())
 
 

@@ -1,11 +1,10 @@
-"""Serializability: many tasks on memory and SQLite, several processes on SQLite, and broken stores, caught."""
+"""Serializability: many tasks on every engine, several processes where it has them, and broken stores, caught."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import anyio
 import pytest
@@ -27,6 +26,7 @@ from aiodatastore.testing.history import (
     verify_workload,
     write_skew,
 )
+from tests.engines import Bound, Place, engines
 
 PROCESSES = 4
 
@@ -35,27 +35,17 @@ def show(history: History) -> str:
     return "\n".join(map(str, verify_workload(history)))
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@engines(loops=True)
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
-def test_many_tasks_on_memory(workload: Workload, backend: str) -> None:
+def test_many_tasks(workload: Workload, engine: Bound, place: Place, anyio_backend: str) -> None:
+    tasks, transactions = (24, 20) if engine.name == "memory" else (12, 15)
+
     async def main() -> History:
-        async with Datastore("memory://") as ds:
-            return await run_workload(ds, workload, tasks=24, transactions=20, items=5)
+        async with place.connect() as ds:
+            return await run_workload(ds, workload, tasks=tasks, transactions=transactions, items=5)
 
-    history = anyio.run(main, backend=backend)
-    assert history.count("committed") == 480
-    assert show(history) == ""
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
-def test_many_tasks_on_sqlite(workload: Workload, backend: str, tmp_path: Path) -> None:
-    async def main() -> History:
-        async with Datastore(f"sqlite:///{tmp_path}/history.db") as ds:
-            return await run_workload(ds, workload, tasks=12, transactions=15, items=5)
-
-    history = anyio.run(main, backend=backend)
-    assert history.count("committed") == 180
+    history = anyio.run(main, backend=anyio_backend)
+    assert history.count("committed") == tasks * transactions
     assert show(history) == ""
 
 
@@ -75,10 +65,10 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
+@engines(processes=True)
 @pytest.mark.parametrize("workload", ["mixed", "phantom", "list_append"])
-def test_several_processes_on_sqlite(workload: str, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/history.db"
-    commands = [[sys.executable, "-c", WRITER, url, workload, f"p{number}"] for number in range(PROCESSES)]
+def test_several_processes(workload: str, place: Place) -> None:
+    commands = [[sys.executable, "-c", WRITER, place.url, workload, f"p{number}"] for number in range(PROCESSES)]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
     ]
@@ -94,7 +84,7 @@ def test_several_processes_on_sqlite(workload: str, tmp_path: Path) -> None:
     assert show(history) == ""
 
     async def recheck() -> list[str]:
-        async with Datastore(url) as ds:
+        async with place.connect() as ds:
             return await ds.check()
 
     assert anyio.run(recheck) == []

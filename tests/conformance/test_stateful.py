@@ -1,11 +1,9 @@
-"""Random operations against the naive model: memory and SQLite, one connection and two, both event loops."""
+"""Random operations against the naive model: on every engine, one connection and two, each event loop."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
@@ -17,6 +15,7 @@ from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.query import Query
 from aiodatastore.testing.stateful import StoreMachine
+from tests.engines import Bound, engines
 
 STEPS = 30
 
@@ -26,38 +25,24 @@ def budget(share: float) -> settings:
     return settings(max_examples=max(1, int(settings().max_examples * share)), stateful_step_count=STEPS)
 
 
-class MemoryMachine(StoreMachine):
-    def fresh(self) -> Callable[[], Datastore]:
-        return lambda: Datastore("memory://")
+SHARES = {"memory": 1.0, "sqlite": 0.8, "file": 0.4, "postgres": 0.4, "redis": 0.6}
+"""What opening and writing costs: the engines with a cheap store are searched for longer."""
 
 
-class MemoryOnTrioMachine(MemoryMachine):
-    backend = "trio"
+@engines(loops=True)
+def test_random_operations(engine: Bound, anyio_backend: str) -> None:
+    """Two connections where the engine has them; closed and opened again at times where the store outlives that."""
 
+    class Machine(StoreMachine):
+        backend = anyio_backend
+        connections = 2 if engine.engine.connections else 1
+        reopens = engine.engine.durable
 
-class SQLiteMachine(StoreMachine):
-    """Two connections to one file, closed and opened again at times."""
+        def fresh(self) -> Callable[[], Datastore]:
+            return self.resources.enter_context(engine.place()).connect
 
-    connections = 2
-    reopens = True
-
-    def fresh(self) -> Callable[[], Datastore]:
-        folder = self.resources.enter_context(tempfile.TemporaryDirectory())
-        return lambda: Datastore(f"sqlite:///{Path(folder)}/store.db", synchronous="OFF")
-
-
-class SQLiteOnTrioMachine(SQLiteMachine):
-    backend = "trio"
-
-
-TestMemory = MemoryMachine.TestCase
-TestMemory.settings = budget(2)
-TestMemoryOnTrio = MemoryOnTrioMachine.TestCase
-TestMemoryOnTrio.settings = budget(0.4)
-TestSQLite = SQLiteMachine.TestCase
-TestSQLite.settings = budget(0.8)
-TestSQLiteOnTrio = SQLiteOnTrioMachine.TestCase
-TestSQLiteOnTrio.settings = budget(0.2)
+    first = anyio_backend == engine.engine.loops[0]
+    run_state_machine_as_test(Machine, settings=budget(SHARES[engine.name] * (1 if first else 0.25)))
 
 
 # -------------------------------------------------------------------------- broken stores are caught
