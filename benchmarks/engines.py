@@ -159,19 +159,19 @@ class RedisEngine(Engine):
                 self.settings |= await client.config_get(name)
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[Any]:
+    async def _client(self, *, decode: bool = True) -> AsyncIterator[Any]:
         from redis.asyncio import Redis
 
-        async with Redis.from_url(self.dsn, decode_responses=True) as client:
+        async with Redis.from_url(self.dsn, decode_responses=decode) as client:
             yield client
 
     @asynccontextmanager
     async def place(self, name: str) -> AsyncIterator[Place]:
         ours, peers = f"aiodatastore-bench-{name}-ours:", f"aiodatastore-bench-{name}-peers:"
-        async with self._client() as client:
+        async with self._client(decode=False) as client:
             for prefix in (ours, peers):
                 async for key in client.scan_iter(match=f"*{prefix}*", count=10_000):
-                    raise FileExistsError(f"the server has keys of an interrupted run: {key}; remove them first")
+                    raise FileExistsError(f"the server has keys of an interrupted run: {key!r}; remove them first")
             try:
                 mark = "&" if "?" in self.dsn else "?"
                 yield Place(f"{self.dsn}{mark}prefix={ours}", self.dsn, peers, self.folder)
@@ -192,7 +192,7 @@ class RedisEngine(Engine):
 
 
 async def _remove(client: Any, pattern: str) -> None:
-    keys: list[str] = []
+    keys: list[bytes] = []
     async for key in client.scan_iter(match=pattern, count=10_000):
         keys.append(key)
         if len(keys) == 10_000:

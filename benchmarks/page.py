@@ -24,8 +24,12 @@ those of the raw results linked below; the page is written from them.
 pip install -e '.[bench,demo]'
 python -m benchmarks --size full --json benchmarks/results/full.json \\
     --plots benchmarks/results --page docs/benchmarks.md      # all of this page
-python -m benchmarks --only sqlite query                      # some of it, quickly
+python -m benchmarks --engine postgres --work get,put         # some of it, quickly
+python -m benchmarks --engine redis --tasks 1,64 --processes 1 --redis redis://127.0.0.1:6379
 ```
+
+PostgreSQL and Valkey are started for the run, from the packages that the tests use; with `--postgres` or `--redis` a
+server of yours is measured, in schemas or under prefixes of its own, which are removed afterwards.
 
 A store of your own, with the same work but without the peers (in a namespace of its own, which is emptied
 afterwards; other data is not touched):
@@ -38,25 +42,39 @@ aiodatastore bench sqlite:///mine.db
 _METHOD = """\
 ## How it is measured
 
-- Subjects that do the same work run *side by side*: after a warm-up, in rounds that alternate (A B, B A, A B …), so
-  that whatever else the machine does meets all of them. A rate is the median of the rounds; "ours is" is the median
-  of the ratios of rounds that ran next to each other.
+- Subjects that do the same work run *side by side*, on the same server: after a warm-up, in rounds that alternate (A B,
+  B A, A B …), so that whatever else the machine does meets all of them. A rate is the median of the rounds; "ours is"
+  is the median of the ratios of rounds that ran next to each other.
 - No clock is read inside these rounds. Percentiles come from extra rounds in which every operation is timed, as its
   caller sees it: with 64 tasks, what an operation waits for its turn is part of it.
-- "CPU µs" is the processor time of an operation, of all threads: other programs on the machine disturb it less.
+- "CPU µs" is the processor time of an operation, of all threads; "in server" that of the server's processes. Other
+  programs on the machine disturb them less than they disturb rates.
 - Data and the order of operations come from fixed seeds. Misses and errors are counted.
-- Everything runs under asyncio in one process and one event loop; the import runs in a process of its own.
+- Everything runs under asyncio in one process and one event loop. "2 × 64" is two processes with 64 tasks each: there
+  rounds last for a time, and all processes begin together. Imports run in a process of their own.
+- Clients and servers share the machine's processors.
 
 The peers are used as their documentation advises, and as well as we know how:
 
+- **asyncpg**: a pool of ten connections, statements prepared once a connection, tables with indexes of the same
+  properties. When a connection goes back to the pool it is reset, in a round trip of its own; "no reset" switches that
+  off. Transactions lock rows with `SELECT … FOR UPDATE` in READ COMMITTED mode, which suffices for rows that are known
+  beforehand; ours are serializable whatever they read. "SERIALIZABLE" has that, and repeats what the server refuses.
+- **SQLAlchemy**, **Tortoise**, **Piccolo**: their ORMs on asyncpg, a pool of ten, the same tables. SQLAlchemy has a
+  session for each operation, and reads in AUTOCOMMIT mode, which spares it BEGIN and ROLLBACK.
+- **redis-py**: hiredis, a blocking pool of ten (20 or 64 were not faster). An entity is a string of JSON, its indexes
+  are sorted sets: a put is `MULTI`, `SET`, three `ZADD`, `EXEC`; a transaction `WATCH`, `GET`, `MULTI`, `SET`, `ZADD`,
+  `EXEC`, and again if it is refused. `INCRBY` is beside the counter, being what one would use for it.
+- **py-key-value-aio**: its `RedisStore` on the same pool, and its `MemoryStore`. They keep JSON and no indexes.
+- **aiofiles**: reads the very documents that our file store has written. A put writes a temporary file, `fsync`s and
+  renames it and `fsync`s the folder; no indexes. Beside it the same in one trip to a thread.
 - **aiosqlite**: one connection, WAL, `synchronous=FULL`, a page cache of 64 MB: the settings of our SQLite adapter.
   Reads both in the documented way (`async with db.execute(…)`, then `fetchone`: three trips to its thread) and with
   the shortcut `execute_fetchall` (one trip). Inserts in three ways: insert and commit, where tasks on one connection
   share its transaction (one's commit takes the others' inserts along, and its rollback would drop them); the same
   under a lock, so that each insert is a transaction of its own, as each of our puts is; and in autocommit mode.
-- **SQLAlchemy**: its ORM on aiosqlite, a session for each operation, the default pool, the same pragmas.
+  **SQLAlchemy** on it: a session for each operation, the default pool, the same pragmas.
 - **sqlite3 in a thread**: the standard library's module, one connection, through `anyio.to_thread`.
-- **py-key-value-aio**: its `MemoryStore`, which keeps JSON text and no indexes.
 """
 
 _LIMITS = """\
@@ -64,13 +82,17 @@ _LIMITS = """\
 
 - Another machine: this one has few processors, and its disk acknowledges an `fsync` faster than most. On a slower disk
   whatever commits alone gets slower, and what commits together hardly does.
-- Large entities and cold caches: entities here have three to six properties, and the data fits into memory. Queries
+- A network: servers are reached over the loopback. With a real one a round trip costs more, so what travels together
+  gains more, and a lone call is nearer to the driver's.
+- A server with processors of its own: here what the client saves, the server can use, and the other way round.
+- Large entities and cold caches: entities here have three to ten properties, and the data fits into memory. Queries
   of the same values come again, so that their plans are remembered; "from a random price" shows those that don't.
 - Equal work: the peers' SQL does less than ours. Its rows have no versions, values are not checked, and its indexes
   were chosen for these queries, while every property has one here.
-- Lone writes at their best: one task that puts one entity after the other waits for a thread and the disk each time,
-  and writes an index row for every property. aiosqlite's insert is as fast or faster there.
-- Several processes on one file, networks, other versions of Python.
+- Lone writes at their best: one task that puts one entity after the other waits for the disk each time, and writes an
+  index row for every property. aiosqlite's insert is as fast or faster there.
+- Several processes on one SQLite file, more than two on a server, replicas, other versions of Python or of the servers.
+- Other event loops: asyncio's own is used for all.
 """
 
 _NAMES = {
@@ -78,11 +100,11 @@ _NAMES = {
     "memory_put": "Put, in memory",
     "sqlite_get": "Get by key, SQLite",
     "sqlite_put": "Put, SQLite",
-    "sqlite_query": "Filter, order, limit 20",
-    "shapes": "Shapes of queries",
-    "ycsb": "YCSB workloads A to F",
-    "contention": "Transactions that meet",
-    "cities": "Import of the world's cities",
+    "sqlite_query": "Filter, order, limit 20, SQLite",
+    "shapes": "Shapes of queries, memory and SQLite",
+    "ycsb": "YCSB workloads A to F, memory and SQLite",
+    "contention": "Transactions that meet, memory and SQLite",
+    "cities": "Import of the world's cities, memory and SQLite",
     "import": "Importing the package",
 }
 
@@ -137,7 +159,10 @@ def _targets(results: Sequence[Result], tasks: int) -> str:
 
 
 def _result(raw: Raw) -> Result:
-    figures = [Figures(each["name"], each["tasks"], each["ours"], each["rounds_per_s"]) for each in raw["subjects"]]
+    figures = [
+        Figures(each["name"], each["tasks"], each["ours"], each.get("processes", 1), each["rounds_per_s"])
+        for each in raw["subjects"]
+    ]
     return Result(raw["name"], raw["title"], figures, raw["settings"], raw["facts"], raw["notes"])
 
 
@@ -151,30 +176,34 @@ def _section(raw: Raw, plot: str | None) -> str:
     if facts:
         lines.append(_table(("", "measured"), facts))
     lines += [f"- {note}" for note in raw["notes"]]
-    if plot and (raw["subjects"] or raw["name"] == "cities"):
+    if plot and (raw["subjects"] or any(isinstance(fact, list) for fact in raw["facts"].values())):
         lines.append(f"\n![{raw['title']}]({plot})")
     return "\n".join(lines) + "\n"
 
 
 def _rates(raw: Raw) -> str:
     result = _result(raw)
+    served = any(subject.get("server_us") is not None for subject in raw["subjects"])
     rows = []
     for subject, figures in zip(raw["subjects"], result.figures, strict=True):
         base = baseline(result, figures)
-        ratio = None if base is None else result.ratio(base, figures.name, figures.tasks)
-        times = subject["latency_us"]
+        ratio = None if base is None else result.ratio(base, figures.name, figures.tasks, figures.processes)
+        taken = subject["latency_us"]
         name = f"**{figures.name}**" if figures.ours else figures.name
         rows.append(
             (
                 name,
-                str(figures.tasks),
+                figures.crowd,
                 f"{figures.rate:,.0f}",
                 "" if ratio is None else f"{ratio:,.2f}×",
                 f"{subject['processor_us']:,.1f}",
-                *(f"{times[percent]:,.0f}" if percent in times else "" for percent in ("median", "p90", "p99", "max")),
+                *(("" if subject["server_us"] is None else f"{subject['server_us']:,.1f}",) if served else ()),
+                *(f"{taken[percent]:,.0f}" if percent in taken else "" for percent in ("median", "p90", "p99", "max")),
                 str(subject["misses"]),
                 str(sum(subject["errors"].values())),
             )
         )
-    columns = ("", "tasks", "per second", "ours is", "CPU µs", "median µs", "p90", "p99", "max", "misses", "errors")
+    there = ("in server",) if served else ()
+    times = ("median µs", "p90", "p99", "max")
+    columns = ("", "tasks", "per second", "ours is", "CPU µs", *there, *times, "misses", "errors")
     return _table(columns, rows)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _OURS, _PEER, _MARK = "#2a6f97", "#b8b8b8", "#d1495b"
+_PEERS = ["#8f2d56", "#d1a13b", "#4f772d", "#7d8597", "#b56576", "#3d405b", "#b8b8b8"]
 _PERCENTILES = {"median": "|", "p90": "o", "p99": "D", "max": "x"}
 
 Raw = dict[str, Any]
@@ -27,7 +28,12 @@ def draw(results: Raw, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for result in results["results"]:
-        drawer: Callable[[Raw], Figure] | None = _compared if result["subjects"] else _OTHERS.get(result["name"])
+        drawer: Callable[[Raw], Figure] | None = None
+        if any(isinstance(fact, list) for fact in result["facts"].values()):
+            drawer = _import
+        elif result["subjects"]:
+            crowds = {subject["tasks"] for subject in result["subjects"]}
+            drawer = _scaling if len(crowds) > 2 else _compared
         if drawer is None:
             continue
         figure = drawer(result)
@@ -50,8 +56,9 @@ def _caption(results: Raw) -> str:
 
 
 def _label(subject: Raw) -> str:
-    tasks = subject["tasks"]
-    return f"{subject['name']}, {tasks} task{'s' if tasks > 1 else ''}"
+    tasks, processes = subject["tasks"], subject.get("processes", 1)
+    many = f"{processes} × " if processes > 1 else ""
+    return f"{subject['name']}, {many}{tasks} task{'s' if tasks > 1 else ''}"
 
 
 def _compared(result: Raw) -> Figure:
@@ -80,6 +87,46 @@ def _compared(result: Raw) -> Figure:
     return figure
 
 
+def _scaling(result: Raw) -> Figure:
+    """Rates and latencies against the number of tasks, a line each; several processes as lone marks."""
+    import matplotlib.pyplot as plt
+
+    lines: dict[str, list[Raw]] = {}
+    for subject in result["subjects"]:
+        lines.setdefault(subject["name"], []).append(subject)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
+    figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
+    peers = iter(_PEERS * len(lines))
+    for name, found in lines.items():
+        ours = found[0]["ours"]
+        style = {"color": _OURS if ours else next(peers), "linewidth": 2.2 if ours else 1.2, "marker": "."}
+        if name.startswith(("Zipf", "appendfsync")):
+            style["linestyle"] = "--"
+        alone = [subject for subject in found if subject.get("processes", 1) == 1]
+        tasks = [subject["tasks"] for subject in alone]
+        axes[0].plot(tasks, [subject["rate_per_s"] for subject in alone], label=name, **style)
+        for place, percent in ((1, "median"), (2, "p99")):
+            axes[place].plot(tasks, [subject["latency_us"].get(percent) for subject in alone], **style)
+        for subject in found:
+            if subject.get("processes", 1) > 1:
+                everyone = subject["tasks"] * subject["processes"]
+                axes[0].plot([everyone], [subject["rate_per_s"]], "D", color=style["color"], markersize=6)
+    for axis, label in zip(
+        axes, ("operations a second (◆: two processes)", "median latency, µs", "99th percentile, µs"), strict=True
+    ):
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("tasks")
+        axis.set_ylabel(label)
+        axis.set_xticks(sorted({subject["tasks"] for subject in result["subjects"]}))
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    figure.legend(loc="lower center", ncols=4, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.05 + 0.04 * (len(lines) // 4), 1, 1))
+    return figure
+
+
 def _latencies(axes: Axes, subjects: list[Raw]) -> None:
     for name, marker in _PERCENTILES.items():
         found = [(subject["latency_us"].get(name), place) for place, subject in enumerate(subjects)]
@@ -90,7 +137,7 @@ def _latencies(axes: Axes, subjects: list[Raw]) -> None:
     axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=4)
 
 
-def _cities(result: Raw) -> Figure:
+def _import(result: Raw) -> Figure:
     """Entities and memory over time."""
     import matplotlib.pyplot as plt
 
@@ -98,7 +145,7 @@ def _cities(result: Raw) -> Figure:
     figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
     for name, fact in result["facts"].items():
         if isinstance(fact, list):
-            side = name.partition(":")[0]
+            side = name.rpartition(":")[0]
             left.plot([sample[1] for sample in fact], [sample[0] for sample in fact], label=side)
             if side != "memory":
                 right.plot([sample[0] for sample in fact], [sample[2] / 2**20 for sample in fact], label=side)
@@ -111,6 +158,3 @@ def _cities(result: Raw) -> Figure:
         axes.legend(frameon=False)
     figure.tight_layout()
     return figure
-
-
-_OTHERS: dict[str, Callable[[Raw], Figure]] = {"cities": _cities}

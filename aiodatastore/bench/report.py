@@ -205,19 +205,10 @@ class Report:
     def _table(result: Result) -> Table:
         table = Table(title=result.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("subject")
-        for name in (
-            "tasks",
-            "per second",
-            "ours is",
-            "CPU µs",
-            "in server",
-            "median µs",
-            "p90",
-            "p99",
-            "max",
-            "misses",
-            "errors",
-        ):
+        served = any(figures.server for figures in result.figures)
+        there = ("in server",) if served else ()
+        times = ("median µs", "p90", "p99", "max")
+        for name in ("tasks", "per second", "ours is", "CPU µs", *there, *times, "misses", "errors"):
             table.add_column(name, justify="right")
         tasks = None
         for figures in result.figures:
@@ -226,15 +217,15 @@ class Report:
             tasks = figures.crowd
             base = baseline(result, figures)
             ratio = None if base is None else result.ratio(base, figures.name, figures.tasks, figures.processes)
-            times = figures.percentiles()
+            taken = figures.percentiles()
             table.add_row(
                 figures.name,
                 figures.crowd,
                 f"{figures.rate:,.0f}" if figures.rate >= 10 else f"{figures.rate:,.2f}",
                 "" if ratio is None else f"{ratio:,.2f}×",
                 f"{figures.processor_us:,.1f}",
-                "" if figures.server_us is None else f"{figures.server_us:,.1f}",
-                *(f"{times[name]:,.1f}" if name in times else "" for name in ("median", "p90", "p99", "max")),
+                *([f"{figures.server_us or 0:,.1f}"] if served else ()),
+                *(f"{taken[name]:,.1f}" if name in taken else "" for name in ("median", "p90", "p99", "max")),
                 f"{figures.misses:,}",
                 f"{sum(figures.errors.values()):,}" + "".join(f" {name}" for name in figures.errors),
                 style="bold" if figures.ours else None,

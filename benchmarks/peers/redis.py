@@ -2,8 +2,8 @@
 
 By hand an entity is a string of JSON, its indexes are sorted sets; a put is MULTI with SET and a ZADD for each index,
 a transaction is WATCH, GET, MULTI, SET, ZADD, EXEC, and again if EXEC refuses. The pool is
-``BlockingConnectionPool``, whose callers wait for one of ten connections (more made redis-py slower). YCSB's records
-are hashes beside a sorted set of their keys, as in its own binding for Redis, but that the set is in the order of keys.
+``BlockingConnectionPool``, whose callers wait for one of ten connections (with 20 or 64 redis-py was not faster).
+YCSB's records are hashes beside a sorted set of their keys, as in its own binding for Redis, but in the order of keys.
 """
 
 from __future__ import annotations
