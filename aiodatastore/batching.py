@@ -25,6 +25,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
@@ -32,6 +33,8 @@ import anyio.lowlevel
 
 from aiodatastore.adapters.base import Adapter, Commit, Lookup, Outcome, ReadPolicy
 from aiodatastore.errors import DatastoreError, DeadlineExceededError, UnavailableError
+from aiodatastore.rowstore import Capability
+from aiodatastore.waiting import Waiter, make_waiter, outlast, to_the_end
 
 if TYPE_CHECKING:
     from aiodatastore.entity import Entity
@@ -88,11 +91,11 @@ class _Call(Generic[Request, Answer]):
 
     __slots__ = ("answer", "error", "request", "state", "wake", "weight")
 
-    def __init__(self, request: Request, weight: int) -> None:
+    def __init__(self, request: Request, weight: int, wake: Waiter) -> None:
         self.request = request
         self.weight = weight
         self.state = _State.WAITING
-        self.wake = anyio.Event()
+        self.wake = wake
         self.answer: Answer | None = None
         self.error: BaseException | None = None
 
@@ -122,6 +125,7 @@ class Batcher(Generic[Request, Answer]):
         self._busy = False
         self._beside = False
         self._idle: anyio.Event | None = None
+        self._make_waiter: Callable[[], Waiter] = self._first_waiter
 
     async def call(self, request: Request, weight: int = 1) -> Answer:
         """The answer to a request; sent at once if nothing is under way, else with the next batch."""
@@ -131,7 +135,7 @@ class Batcher(Generic[Request, Answer]):
                 return (await self._send([request]))[0]
             finally:
                 self._pass_on()
-        call: _Call[Request, Answer] = _Call(request, weight)
+        call: _Call[Request, Answer] = _Call(request, weight, self._make_waiter())
         self._queue.append(call)
         try:
             await call.wake.wait()
@@ -148,6 +152,10 @@ class Batcher(Generic[Request, Answer]):
             if self._idle is None:
                 self._idle = anyio.Event()
             await self._idle.wait()
+
+    def _first_waiter(self) -> Waiter:
+        self._make_waiter = make_waiter()  # not before there is an event loop
+        return self._make_waiter()
 
     def _pass_on(self) -> None:
         """Give the baton to the first in line, or lay it down."""
@@ -259,7 +267,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             finally:
                 self._beside = False
                 self._tell_idle()
-        call: _Call[Commit, Outcome] = _Call(commit, _weight(commit))
+        call: _Call[Commit, Outcome] = _Call(commit, _weight(commit), self._make_waiter())
         self._queue.append(call)
         kept = None
         try:
@@ -286,7 +294,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             await self._lead()
             kept, self._kept = self._kept, None
         elif call.state is _State.SENT:
-            kept = await _outlast(call.wake) or kept
+            kept = await outlast(call.wake) or kept
         if kept is not None and call.error is not None:
             raise kept from call.error
         return _checked(call.result(), kept), kept
@@ -337,30 +345,14 @@ class CommitBatcher(Batcher[Commit, Outcome]):
                 return stop.value, None, None
             self._inline = False
             return await _Rest(coroutine, first), None, None
-        box: list[Any] = [None, None]
-        kept: BaseException | None = None
-        try:
-            # The scope keeps cancel scopes away; the child task keeps away asyncio's Task.cancel(), which no
-            # scope stops: it hits this task, which then waits for the child.
-            with anyio.CancelScope(shield=True):
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._deliver_in_child, batch, box)
-        except anyio.get_cancelled_exc_class() as exc:
-            kept = exc
-        return box[0], box[1], kept
+        return await to_the_end(self._send_off(batch))
 
-    async def _deliver_in_child(self, batch: list[Commit], box: list[Any]) -> None:
-        try:
-            with anyio.CancelScope(shield=True):
-                rest = _Rest(self._adapter.commit(batch))
-                box[0] = await rest
-                if len(batch) == 1:
-                    self._inline = not rest.suspended
-        except Exception as exc:
-            box[1] = exc
-        except BaseException as exc:
-            box[1] = exc
-            raise
+    async def _send_off(self, batch: list[Commit]) -> list[Outcome]:
+        rest = _Rest(self._adapter.commit(batch))
+        outcomes: list[Outcome] = await rest
+        if len(batch) == 1:
+            self._inline = not rest.suspended
+        return outcomes
 
 
 class _Rest:
@@ -387,18 +379,6 @@ class _Rest:
                     yielded = coroutine.send(sent)
         except StopIteration as stop:
             return stop.value
-
-
-async def _outlast(event: anyio.Event) -> BaseException | None:
-    """Wait for an event through every cancellation; the last one that came."""
-    kept: BaseException | None = None
-    while not event.is_set():
-        try:
-            with anyio.CancelScope(shield=True):
-                await event.wait()
-        except anyio.get_cancelled_exc_class() as exc:
-            kept = exc
-    return kept
 
 
 def _checked(outcome: Outcome, cancelled: BaseException | None) -> Outcome:
@@ -448,6 +428,10 @@ def _too_late() -> NotSentError:
     return NotSentError("the timeout passed before the commit was sent: nothing was written")
 
 
+def _never(keys: Sequence[Key]) -> None:
+    """``lookup_now`` of an adapter that always has to wait."""
+
+
 class Channel:
     """An adapter and the lines in front of it: what ``Datastore`` and its transactions do their I/O with."""
 
@@ -458,7 +442,7 @@ class Channel:
         self.commits = CommitBatcher(adapter)
         self.lookups: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_strong, max_weight=MAX_BATCH_KEYS)
         self._eventual: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_eventual, max_weight=MAX_BATCH_KEYS)
-        self.lookup_now = adapter.lookup_now
+        self.lookup_now = adapter.lookup_now if Capability.INLINE_READS in adapter.capabilities else _never
         self.yield_at = 0.0
         self._breathing = 0
         self._clock = time.perf_counter
@@ -505,8 +489,12 @@ class Channel:
         return await self._lookup(batch, ReadPolicy.EVENTUAL)
 
     async def _lookup(self, batch: list[Sequence[Key]], read_policy: ReadPolicy) -> list[Lookup]:
-        unique = list(dict.fromkeys(key for keys in batch for key in keys))
+        wanted = [key for keys in batch for key in keys]
+        unique = list(dict.fromkeys(wanted))
         found = await self.adapter.lookup(unique, read_policy=read_policy)
+        if len(unique) == len(wanted):  # nearly always
+            version, places = found.version, iter(found.entities)
+            return [Lookup(list(islice(places, len(keys))), version) for keys in batch]
         entities: dict[Key, Entity | None] = dict(zip(unique, found.entities, strict=True))
         taken: set[Key] = set()
         answers = []

@@ -297,6 +297,8 @@ class Datastore:
             found = channel.lookup_now((keys,))
             if found is not None:
                 return found[0]
+            if read_policy is ReadPolicy.STRONG and self.timeout is None:
+                return (await channel.lookups.call((keys,))).entities[0]
         check_timeout(timeout)
         transaction = transaction_of(self)
         if transaction is not None:

@@ -31,9 +31,9 @@ INDEXED = single_values().filter(lambda value: not isinstance(value, Text))
 
 def same(left: Any, right: Any) -> bool:
     if isinstance(left, float) and isinstance(right, float):
-        return math.copysign(1, left) == math.copysign(1, right) and (
-            left == right or (left != left and right != right)
-        )
+        if left != left or right != right:
+            return left != left and right != right  # an index knows one nan, whatever its sign
+        return math.copysign(1, left) == math.copysign(1, right) and left == right
     return type(left) is type(right) and bool(left == right)
 
 
