@@ -97,7 +97,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "datastore": ("errors", "model", "bytes", "indexing", "contract", "txn"),
     "tools": ("errors", "model", "bytes", "indexing", "payloads", "contract", "txn", "datastore"),
     "proof": ("errors", "model", "bytes", "indexing", "payloads", "contract", "adapters", "txn", "datastore", "tools"),
-    "command": ("errors", "model", "indexing", "contract", "txn", "datastore", "tools", "proof"),
+    "command": ("errors", "model", "indexing", "payloads", "contract", "txn", "datastore", "tools", "proof"),
     "front": ("errors",),
 }
 
