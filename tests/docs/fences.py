@@ -5,6 +5,8 @@
 - ``shell`` blocks run in the same folder, each with bash; ``aiodatastore`` is the command of this checkout.
 - A ``text`` block directly after one of these is what it prints; ``...`` stands for anything.
 - ``sh`` blocks are shown only: what installs, starts servers or takes long.
+- ``postgresql://localhost/...`` and ``redis://localhost/...`` are servers of the tests, and ``sql`` blocks run there: see
+  :mod:`tests.docs.servers`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from aiodatastore import Datastore
+from tests.docs.servers import Servers
 
 __all__ = ["ROOT", "Block", "blocks", "pages", "run_page"]
 
@@ -60,17 +63,21 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def run_page(page: Path, folder: Path) -> None:
+def run_page(page: Path, folder: Path, servers: Servers) -> None:
     """Run all examples of a page."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
         try:
             for block in blocks(page):
+                if block.language in ("python", "shell"):
+                    block.body = servers.substitute(block.body)
                 if block.language == "python":
                     printed = _run_python(block, namespace, page, runner)
                 elif block.language == "shell":
                     printed = _run_shell(block, folder)
                 else:
+                    if block.language == "sql":
+                        servers.run_sql(block.body)
                     continue
                 if block.output is not None:
                     _compare(block, printed, page)
