@@ -14,7 +14,6 @@ from aiodatastore.rowstore import (
     Space,
     Span,
     SpanCheck,
-    span_digest,
 )
 
 ALL_ROWS = Span(Space.INDEX, b"", b"\xff" * 8)
@@ -42,7 +41,7 @@ async def commit(store: RowStore, *commits: RowCommit, fence: tuple[bytes, int] 
 async def seen(store: RowStore, span: Span) -> SpanCheck:
     """What a transaction that scanned a span checks at its commit."""
     scan = await store.scan(span, 10_000)
-    digest = span_digest([(row, version) for row, _, version, _ in scan.rows], span.space)
+    digest = store.digest([(row, version) for row, _, version, _ in scan.rows], span.space)
     return SpanCheck(span.space, span.lo, span.hi, len(scan.rows), digest)
 
 
