@@ -1,10 +1,13 @@
-"""How long Hypothesis looks: a short, repeatable profile by default, ``HYPOTHESIS_PROFILE=long`` for a search."""
+"""How long Hypothesis looks (``HYPOTHESIS_PROFILE=long`` for a search), and how long index deletion waits."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from aiodatastore.adapters.engine import building, core
 
 settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, print_blob=True, database=None)
 settings.register_profile(
@@ -15,3 +18,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting an index waits until no other process can still read it: here 20 ms instead of 0.4 s.
+
+    Hundreds of indexes are deleted in these tests, and all that could read them is in this process.
+    """
+    monkeypatch.setattr(building, "CATALOG_MAX_AGE_S", 0.01)
+    monkeypatch.setattr(core, "CATALOG_MAX_AGE_S", 0.01)
