@@ -45,7 +45,7 @@ from aiodatastore.arguments import (
     expected_versions,
 )
 from aiodatastore.batching import MAX_BATCH_KEYS, NotSentError
-from aiodatastore.contention import MAX_LINES
+from aiodatastore.contention import MAX_LINES, News
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
     BadArgumentError,
@@ -229,6 +229,9 @@ def _conflict(keys: Iterable[Key], attempts: int = 1) -> TransactionFailedError:
     )
 
 
+_NO_NEWS: dict[Key, News] = {}
+
+
 class _Write:
     """A buffered write; ``entity`` is None for a delete. ``fresh``: the id is automatic, nothing may be there."""
 
@@ -270,6 +273,7 @@ class Transaction:
         "_datastore",
         "_line",
         "_managed",
+        "_news",
         "_parent",
         "_queues",
         "_sources",
@@ -299,6 +303,7 @@ class Transaction:
         self._managed = managed  # whether the one who runs it retries
         self._queues = queues  # whether it stands in line for contended keys
         self._line: list[Key] = []
+        self._news: dict[Key, News] = _NO_NEWS
         self._view: _View = parent._view if parent is not None else _View()
         self._writes: dict[Key, _Write] = {}
         self._sources: list[Entity] = []
@@ -402,13 +407,17 @@ class Transaction:
         """Bring a key into the view."""
         if self._queues and not self._line:
             await self._stand_in_line((key,))
-        found = await self._channel.lookup((key,))
-        self.check_usable()
-        entity = found.entities[0]
+        news = self._news.get(key)
+        if news is None:
+            found = await self._channel.lookup((key,))
+            self.check_usable()
+            entity, until = found.entities[0], found.version
+        else:
+            entity, until = news
         view = self._view
-        version, since = (0, found.version) if entity is None else (entity.version, entity.version)
-        if not view.note(key, version, since, found.version):
-            await view.admit(self._channel, {key: version}, (), since, found.version)
+        version, since = (0, until) if entity is None else (entity.version, entity.version)
+        if not view.note(key, version, since, until):
+            await view.admit(self._channel, {key: version}, (), since, until)
             self.check_usable()
         view.entities.setdefault(key, entity)
 
@@ -418,9 +427,15 @@ class Transaction:
         hot = contention.hot(keys)
         if hot is not None and await contention.enter(hot):
             if self.is_active:
-                self._line.append(hot)
+                self._take_place(hot)
             else:
                 contention.leave(hot)
+
+    def _take_place(self, key: Key) -> None:
+        self._line.append(key)
+        news = self._datastore._contention.take_news(key)
+        if news is not None:
+            self._news = {**self._news, key: news}
 
     async def admit(self, seen: Page | AggregateResult) -> None:
         """Add what a query has read."""
@@ -637,6 +652,8 @@ class Transaction:
         cancelled = None
         if commit is not None:
             self._state = _State.COMMITTING
+            contention = self._datastore._contention
+            waiting = [contention.next(key) for key in self._line]
             try:
                 outcome, cancelled = await self._channel.commit(commit, deadline)
             except BaseException as exc:
@@ -654,6 +671,7 @@ class Transaction:
                 write = self._writes.get(source.key)
                 if write is not None and write.entity is not None:
                     source.version = outcome.version
+            self._hand_over(waiting, outcome.version)
         self._state = _State.COMMITTED
         callbacks = self._callbacks
         self._forget()
@@ -709,6 +727,21 @@ class Transaction:
         self._callbacks = []
         if self._parent is None:
             self._view.entities = {}
+
+    def _hand_over(self, waiting: Sequence[anyio.Event | None], version: int) -> None:
+        """Leave the lines, telling who stood there before the commit was sent what it wrote."""
+        contention = self._datastore._contention
+        for key, following in zip(self._line, waiting, strict=True):
+            write = self._writes.get(key)
+            news = None
+            if write is not None and following is not None:
+                entity = write.entity
+                if entity is not None:
+                    entity = entity.snapshot()
+                    entity.version = version
+                news = News(entity, version)
+            contention.leave(key, news, following)
+        self._line = []
 
     def _leave_lines(self) -> None:
         while self._line:
@@ -972,7 +1005,7 @@ class _Attempt:
         contention = transaction._datastore._contention
         for key in sorted(self.contended)[:MAX_LINES]:
             if await contention.enter(key):
-                transaction._line.append(key)
+                transaction._take_place(key)
         current_frame.set(_Frame(transaction._datastore, transaction, current_frame.get()))
         try:
             self.result = await _call(function, args, kwargs)
