@@ -1,0 +1,64 @@
+"""Entities in readable files: ``file:///relative/folder``, ``file:////absolute/folder``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiodatastore.adapters import registry
+from aiodatastore.adapters.file.documents import JSONSerializer, MixedSerializer
+from aiodatastore.adapters.file.store import FileRowStore
+from aiodatastore.errors import BadArgumentError
+
+if TYPE_CHECKING:
+    from aiodatastore.adapters.engine import EngineAdapter
+
+__all__ = ["FileRowStore", "JSONSerializer", "from_url"]
+
+
+def from_url(url: str, **options: Any) -> EngineAdapter:
+    """An adapter for ``file:///relative`` or ``file:////absolute``, ``?setting=value`` as in :class:`FileRowStore`.
+
+    ``serializer`` is ``json`` (the default: indented), ``compact`` (JSON on one line) or ``msgpack``;
+    what the others wrote is read all the same. An object writes payloads of its own.
+
+    :raises BadArgumentError: if the path is missing, or a setting is unknown or malformed
+    """
+    parts = registry.split_url(url, options, settings=_SETTINGS)
+    settings = dict(parts.settings)
+    layout = settings.get("layout")
+    chosen = settings.pop("serializer", "compact" if layout == "kind" else "json")
+    documents = None
+    serializer: Any = chosen
+    if isinstance(chosen, str):
+        if layout == "kind" and chosen == "msgpack":
+            raise BadArgumentError("layout=kind keeps a line of JSON for each entity: use serializer=json or compact")
+        documents = serializer = MixedSerializer(_parse_serializer(chosen))
+    store = FileRowStore(registry.file_path(parts), documents=documents, **settings)
+    return registry.engine(
+        store, registry.UrlParts(parts.scheme, parts.location, {}, {**parts.engine, "serializer": serializer})
+    )
+
+
+def _parse_serializer(text: str) -> str:
+    if text not in ("json", "compact", "msgpack"):
+        raise BadArgumentError(f"serializer={text!r:.100}: expected json, compact or msgpack, or an object")
+    return text
+
+
+def _no_text(text: str) -> Any:
+    raise ValueError("expected a function; give it as an argument")
+
+
+_SETTINGS: dict[str, Callable[[str], Any]] = {
+    "serializer": str,
+    "layout": str,
+    "extension": str,
+    "read_only": registry.parse_bool,
+    "fsync": registry.parse_bool,
+    "damaged": str,
+    "cache_mb": registry.parse_int,
+    "journal_mb": registry.parse_int,
+    "linger_s": registry.parse_float,
+    "progress": _no_text,
+}
