@@ -48,6 +48,7 @@ __all__ = [
     "CompositeIndex",
     "IndexedValues",
     "check_row_count",
+    "entity_rows",
     "composite_prefix",
     "composite_rows",
     "index_rows",
@@ -171,6 +172,41 @@ def _collect(values: IndexedValues, name: str, value: Any, unindexed: frozenset[
                 _collect(values, dotted, element, unindexed)
     else:
         values.setdefault(name, {}).setdefault(encode_value(value), kind is datetime or kind is bytes)
+
+
+def entity_rows(entity: Entity, composites: Sequence[CompositeIndex] = ()) -> dict[bytes, int]:
+    """:func:`index_rows` of an entity: in one pass where its values are plain ones and lists of them.
+
+    :raises BadRequestError: if there would be more than :data:`MAX_INDEX_ROWS`, naming the properties
+    """
+    key = entity.key
+    if composites:
+        return index_rows(key, indexed_values(entity), composites)
+    encoded = key._encoded or encode_key(key)
+    length = len(encoded)
+    project, namespace, kind = key.project, key.namespace, key.kind
+    rows = {kind_prefix(project, namespace, kind) + encoded: length}
+    prefixes = _prefixes_of(project, namespace, kind)
+    unindexed = entity.unindexed
+    for name, value in entity.items():
+        if name in unindexed:
+            continue
+        value_type = type(value)
+        if value_type in _PLAIN:
+            rows[prefixes[name] + ENCODERS[value_type](value) + encoded] = length
+        elif value_type is datetime or value_type is bytes:
+            rows[prefixes[name] + ENCODERS[value_type](value) + encoded] = length | 1 << ALTERNATE_SHIFT
+        elif value_type is list and value and _PLAIN.issuperset(map(type, value)):
+            found = {ENCODERS[type(element)](element) for element in value}
+            prefix = prefixes[name]
+            tail = length | TAIL_MULTI if len(found) > 1 else length
+            for encoded_value in found:
+                rows[prefix + encoded_value + encoded] = tail
+        else:
+            return index_rows(key, indexed_values(entity))
+    if len(rows) > MAX_INDEX_ROWS:
+        return index_rows(key, indexed_values(entity))  # which tells where they come from
+    return rows
 
 
 def index_rows(key: Key, values: IndexedValues, composites: Sequence[CompositeIndex] = ()) -> dict[bytes, int]:

@@ -18,7 +18,7 @@ from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
 from aiodatastore.indexing.normal import NormalQuery, normalize
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
-from aiodatastore.indexing.rows import SYSTEM, index_rows, indexed_values, stored_rows
+from aiodatastore.indexing.rows import SYSTEM, entity_rows, indexed_values, stored_rows
 from aiodatastore.indexing.suggest import need_index
 from aiodatastore.key import Key
 from aiodatastore.query import PropertyFilter, Query
@@ -221,8 +221,7 @@ class Engine:
 
     def entity_rows(self, entity: Entity) -> dict[bytes, int]:
         """All index rows of an entity, composite ones included."""
-        key = entity.key
-        return index_rows(key, indexed_values(entity), self.catalog.maintained.get(key.kind, ()))
+        return entity_rows(entity, self.catalog.maintained.get(entity.key.kind, ()))
 
 
 _NAMED = frozenset((type(None), bool, int, str, bytes, Key))

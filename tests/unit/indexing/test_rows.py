@@ -5,14 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadRequestError, CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
-from aiodatastore.indexing.rows import MAX_INDEX_ROWS, CompositeIndex, index_rows, indexed_values
+from aiodatastore.indexing.rows import MAX_INDEX_ROWS, CompositeIndex, entity_rows, index_rows, indexed_values
 from aiodatastore.key import Key
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI
 from aiodatastore.serializers import MsgpackSerializer
+from aiodatastore.testing.strategies import entities
 from aiodatastore.values import Blob, GeoPoint, Text
 
 ADA = Entity(
@@ -41,6 +43,11 @@ def test_indexed_values_leave_out_what_is_unindexed() -> None:
     assert set(values) == {"name", "born", "tags", "none", "at.point", "at.deep.n"}
     assert len(values["tags"]) == 2
     assert list(values["none"]) == [b"\x05"]
+
+
+@given(entities())
+def test_the_rows_of_an_entity_are_the_same_in_one_pass(entity: Entity) -> None:
+    assert entity_rows(entity) == index_rows(entity.key, indexed_values(entity))
 
 
 def test_dotted_names_of_dicts_and_of_properties_meet() -> None:
