@@ -23,7 +23,7 @@ from aiodatastore.rowstore import (
     SpanCheck,
     StaleFenceError,
 )
-from tests.engines import engines
+from tests.engines import Bound, engines
 
 from .rows import ALL_KEYS, ALL_ROWS, commit, entities, entity, index_rows, puts, rows_of, seen, versions
 
@@ -175,7 +175,7 @@ async def test_each_writing_commit_gets_a_greater_version(store: RowStore) -> No
     assert await commit(store) == []
 
 
-async def test_blind_inserts_do_not_ask_for_old_rows(store: RowStore) -> None:
+async def test_blind_inserts_do_not_ask_for_old_rows(engine: Bound, store: RowStore) -> None:
     asked = []
 
     def old_rows(key: bytes, payload: bytes) -> Mapping[bytes, int]:
@@ -185,7 +185,7 @@ async def test_blind_inserts_do_not_ask_for_old_rows(store: RowStore) -> None:
     await store.commit(RowBatch([puts((b"a", b"x")), puts((b"b", b"y"))], old_rows))
     assert asked == []
     await store.commit(RowBatch([puts((b"a", b"z")), RowCommit(deletes=[b"a", b"c"])], old_rows))
-    assert asked == [(b"a", b"x"), (b"a", b"z")]
+    assert asked == ([(b"a", b"x"), (b"a", b"z")] if engine.engine.asks_rows else [])
 
 
 async def test_index_rows_change_without_their_entity(store: RowStore) -> None:
@@ -307,7 +307,9 @@ async def test_the_fence_guards_the_whole_batch(store: RowStore) -> None:
     assert set(await entities(store)) == {b"fence", b"a", b"d"}
 
 
-async def test_a_failed_batch_leaves_nothing(store: RowStore) -> None:
+async def test_a_failed_batch_leaves_nothing(engine: Bound, store: RowStore) -> None:
+    if not engine.engine.asks_rows:
+        pytest.skip("nothing of ours is called in the middle of a batch")
     await commit(store, puts((b"a", b"x,*y"), (b"b", b"x")), RowCommit(index_puts={b"i": 0}))
     before = await index_rows(store), await entities(store), await store.count(ALL_ROWS)
 
