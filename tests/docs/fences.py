@@ -5,8 +5,8 @@
 - ``shell`` blocks run in the same folder, each with bash; ``aiodatastore`` is the command of this checkout.
 - A ``text`` block directly after one of these is what it prints; ``...`` stands for anything.
 - ``sh`` blocks are shown only: what installs, starts servers or takes long.
-- ``postgresql://localhost/...`` and ``redis://localhost/...`` are servers of the tests, and ``sql`` blocks run there: see
-  :mod:`tests.docs.servers`.
+- ``postgresql://localhost/...`` and ``redis://localhost/...`` are servers of the tests, and ``sql`` blocks run there:
+  see :mod:`tests.docs.servers`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ In ``python`` and ``shell`` blocks
   server, one for each name in the page;
 - ``redis://localhost``, ``redis://localhost:6379/1`` is an empty database of the test server, one for each number.
 
-What follows (``?schema=...``) stays. Addresses of any other host or port stay as they are. ``sql`` blocks run in the first
-such PostgreSQL database of the page, each in a transaction that is rolled back.
+What follows (``?schema=...``) stays. Addresses of any other host or port stay as they are. ``sql`` blocks run in the
+first such PostgreSQL database of the page, each in a transaction that is rolled back.
 """
 
 from __future__ import annotations

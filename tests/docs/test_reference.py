@@ -8,12 +8,14 @@ import itertools
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
 import aiodatastore
 from aiodatastore import errors
+from docs._tools import capabilities
 from tests.docs.fences import ROOT
 
 DOCS = ROOT / "docs"
@@ -87,8 +89,8 @@ def test_directives_name_what_exists() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    listed = set(re.findall(r"- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
-    assert listed == {page.name for page in DOCS.glob("*.md")}
+    listed = set(re.findall(r"- (?:[^:\n]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
 
 
 # ----------------------------------------------------------------------------------------------- errors
@@ -141,14 +143,39 @@ def test_the_module_of_errors_draws_the_same_names() -> None:
 # ----------------------------------------------------------------------------------------- capabilities
 
 
-def test_the_table_of_capabilities_is_true() -> None:
-    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (yes|no) \| (yes|no) \|", page, re.MULTILINE)
-    assert {row[0] for row in rows} == {str(capability) for capability in aiodatastore.Capability}
-    stores = [aiodatastore.Datastore(url) for url in ("memory://", "sqlite:///never-opened.db")]
-    for name, *promised in rows:
-        capability = aiodatastore.Capability(name)
-        assert [promise == "yes" for promise in promised] == [capability in store.capabilities for store in stores]
+def test_the_table_of_stores_is_what_the_adapters_declare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capabilities.main(["--check"]) == 0, "run python -m docs._tools.capabilities"
+    old = capabilities.PAGE.read_text(encoding="utf-8")
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(capabilities, "PAGE", page)
+    page.write_text(old.replace("| `durable` | no |", "| `durable` | yes |"), encoding="utf-8")
+    assert capabilities.main(["--check"]) == 1
+    assert "run python -m" in capsys.readouterr().err
+    assert capabilities.main([]) == 0
+    assert page.read_text(encoding="utf-8") == old
+
+
+def test_what_redis_promises_once_it_is_open_is_no_promise_before() -> None:
+    """Else the table would say of a capability both that it is there and that it depends."""
+    for (name, capability), _ in capabilities.DEPENDS.items():
+        assert capability not in aiodatastore.Datastore(capabilities.STORES[name]).capabilities
+
+
+@pytest.mark.parametrize("store", ["sqlite", "file", "postgres", "redis"])
+def test_every_setting_is_in_the_page_of_its_store(store: str) -> None:
+    module = importlib.import_module(f"aiodatastore.adapters.{store}")
+    page = (DOCS / "adapters" / f"{store}.md").read_text(encoding="utf-8")
+    assert [name for name in module._SETTINGS if f"`{name}" not in page] == []
+
+
+@pytest.mark.parametrize("store", capabilities.STORES)
+def test_pages_of_stores_answer_the_same_questions(store: str) -> None:
+    page = (DOCS / "adapters" / f"{store}.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    for wanted in ("URL and settings", "Durability", "Isolation", "Limits", "Costs", "When to choose it, and when not"):
+        assert wanted in headings, f"{store}.md has no '{wanted}', but {headings}"
 
 
 def test_numbers_in_the_pages_are_those_of_the_source() -> None:
@@ -163,7 +190,7 @@ def test_numbers_in_the_pages_are_those_of_the_source() -> None:
 
     assert INLINE_KEYS == INLINE_ROWS
     claims = {
-        "adapters.md": [f"up to {INLINE_KEYS} keys or rows"],
+        "adapters/sqlite.md": [f"up to {INLINE_KEYS} keys or rows"],
         "consistency.md": [f"several keys (up to {MAX_BATCH_KEYS})", f"up to {MAX_COMMIT_WRITES} entities is atomic"],
         "entities.md": [
             f"commits of {MAX_COMMIT_WRITES} entities",
