@@ -31,7 +31,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import UnavailableError
 from aiodatastore.key import Key
 
-__all__ = ["Killer", "Report", "Writer", "expected", "verify", "write_forever"]
+__all__ = ["Killer", "Report", "Writer", "expected", "operation", "operations_done", "verify", "write_forever"]
 
 HEAD, PART, AUTO, COUNTER = "CrashHead", "CrashPart", "CrashAuto", "CrashCounter"
 KEPT = 5
@@ -71,7 +71,8 @@ def expected(writer: str, task: int, done: int) -> dict[Key, Entity]:
     return {entity.key: entity for entity in entities}
 
 
-async def _operation(ds: Datastore, writer: str, task: int, number: int) -> None:
+async def operation(ds: Datastore, writer: str, task: int, number: int) -> None:
+    """A task's ``number``-th transaction (from 1): right only after the one before it, and only once."""
     head_key = _head(writer, task)
 
     async def body() -> None:
@@ -89,6 +90,12 @@ async def _operation(ds: Datastore, writer: str, task: int, number: int) -> None
     await ds.run_in_transaction(body, retries=1000)
 
 
+async def operations_done(ds: Datastore, writer: str, task: int) -> int:
+    """How many operations of a task took effect."""
+    head = await ds.get(_head(writer, task))
+    return 0 if head is None else int(head["done"])
+
+
 async def write_forever(url: str, writer: str, tasks: int, *, acknowledge: Any = None) -> None:
     """Run operations in ``tasks`` side by side until killed, calling ``acknowledge(task, number)`` after each."""
 
@@ -96,7 +103,7 @@ async def write_forever(url: str, writer: str, tasks: int, *, acknowledge: Any =
         number = 0
         while True:
             number += 1
-            await _operation(ds, writer, task, number)
+            await operation(ds, writer, task, number)
             acknowledge(task, number)
 
     async with Datastore(url) as ds:
