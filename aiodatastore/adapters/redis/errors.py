@@ -66,6 +66,9 @@ def _code(exc: BaseException) -> str:
     return str(exc).partition(" ")[0].rstrip(":")
 
 
+_CLUSTER = ("CROSSSLOT", "MOVED", "ASK")
+
+
 def translate(exc: BaseException, url: str) -> DatastoreError:
     """What an error of the server or the driver is to users."""
     text = str(exc)
@@ -79,6 +82,8 @@ def translate(exc: BaseException, url: str) -> DatastoreError:
         return StoreReadOnlyError(f"{url}: the server refuses writes as it can't save to its disk")
     if "WRONGTYPE" in text:
         return CorruptDataError(f"{url}: a key under this prefix is not of this package: choose another prefix")
+    if isinstance(exc, exceptions.MovedError) or _code(exc) in _CLUSTER:
+        return UnavailableError(f"{url}: this is a node of a cluster, and this store is for a single server")
     if isinstance(exc, exceptions.ResponseError) and "too big" in text:
         return BadRequestError(f"{url}: the request is larger than the server takes: {text}")
     return UnavailableError(f"{url}: {text or type(exc).__name__}")

@@ -42,6 +42,8 @@ _END = b"\x00\x01"
 _MAX_HEAD = 0xFFFF
 _MAX_ARGUMENTS = 1_000_000  # Redis refuses more than 1024 * 1024
 
+_LONGEST_S = 1e11  # three thousand years: times have to stay within what Redis takes
+
 _header = struct.Struct(">6I").pack
 _check = struct.Struct(">Iq").pack
 _span = struct.Struct(">BI").pack
@@ -111,11 +113,22 @@ def _pack_rows(rows: Mapping[bytes, int], escaped_key_length: int) -> bytes:
     parts: list[bytes] = []
     for row, tail in rows.items():
         head = row[: len(row) - (tail & TAIL_KEY_MASK)].replace(b"\0", b"\0\xff")
-        packed = _pack_tail(tail >> _FLAGS_SHIFT, escaped_key_length)
-        if len(head) > _MAX_HEAD:
+        size = len(head)
+        if size > _MAX_HEAD:
             raise BadRequestError(f"an index row of {len(row)} bytes is too long for Redis: shorten the values")
-        parts += (len(head).to_bytes(2, "big"), head, len(packed).to_bytes(1, "big"), packed)
+        parts.append(_SIZES[size] if size < 512 else size.to_bytes(2, "big"))
+        parts.append(head)
+        parts.append(_sized_tail(tail >> _FLAGS_SHIFT, escaped_key_length))
     return b"".join(parts)
+
+
+_SIZES = [size.to_bytes(2, "big") for size in range(512)]
+
+
+@lru_cache(maxsize=4096)
+def _sized_tail(flags: int, length: int) -> bytes:
+    packed = _pack_tail(flags, length)
+    return bytes((len(packed),)) + packed
 
 
 def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[bytes], bool]:
@@ -149,7 +162,7 @@ def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[byt
             place = place_of(key)
             ms = 0
             if ttl_s is not None:
-                ms, mortal = max(1, round(ttl_s * 1000)), True
+                ms, mortal = max(1, round(min(ttl_s, _LONGEST_S) * 1000)), True
             header.append(_put(place, ms))
             rest.append(payload)
             rest.append(_pack_rows(rows, len(names[place - 1]) - len(base)))

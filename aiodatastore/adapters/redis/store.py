@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
 import msgspec
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from aiodatastore.adapters.redis.address import TLS_SETTINGS, Address, parse_address
-from aiodatastore.adapters.redis.connections import Command, Connections, connector
+from aiodatastore.adapters.redis.connections import Command, Connections, NotSentError, connector
 from aiodatastore.adapters.redis.durability import Durability, inquire
 from aiodatastore.adapters.redis.errors import is_transient, translate
 from aiodatastore.adapters.redis.layout import (
@@ -63,6 +63,7 @@ _APPLIED, _EXPIRED, _STALE_FENCE, _SUPERSEDED = 0, 1, 2, 3
 _MORTAL = ord("x")
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.5
+_LEAST_S = 0.05
 
 _decode_verdicts = msgspec.msgpack.Decoder().decode
 
@@ -217,19 +218,25 @@ class RedisRowStore(RowStore):
 
     # ------------------------------------------------------------------------------------- exchanges
 
-    async def _send(self, commands: Sequence[Command], script: Script | None = None) -> list[Any]:
+    async def _send(
+        self, commands: Sequence[Command], script: Script | None = None, *, changes: bool = False
+    ) -> list[Any]:
         """The answers to commands that may be sent again; with ``script`` the first is its EVALSHA.
 
-        :raises UnavailableError: if no answer came within ``retry_s``
+        :raises UnavailableError: if no answer came within ``retry_s``; with ``changes`` it says what is known
         """
         give_up = time.monotonic() + self._retry_s
         pause_s = 0.0
-        reached = False
+        tries = 0
+        known = "; nothing was written" if changes else ""
         while True:
             if self._state != "open":
                 self._refuse()
+            answered = False
             try:
-                timeout_s = min(self._timeout_s, max(0.05, give_up - time.monotonic()))
+                left_s = max(_LEAST_S, give_up - time.monotonic())
+                timeout_s = min(self._timeout_s, left_s) if tries else self._timeout_s
+                tries += 1
                 answers = await self._connections.exchange(commands, timeout_s)
                 first = answers[0]
                 if not isinstance(first, Exception):
@@ -237,17 +244,29 @@ class RedisRowStore(RowStore):
                 if isinstance(first, NoScriptError) and script is not None:
                     commands = [(b"EVAL", script.text, *commands[0][2:]), *commands[1:]]
                     continue
-                error: Exception = first
+                error: BaseException = first
+                answered = True
+            except NotSentError as exc:
+                error = exc.__cause__ or exc
+            except BusyLoadingError as exc:  # an answer, though redis-py closes the connection
+                error = exc
+                answered = True
             except (RedisError, OSError, TimeoutError) as exc:
                 error = exc
+                if changes:
+                    known = "; whether it was written is not known"
             if self._state != "open":
                 self._refuse()
             if not is_transient(error):
                 raise translate(error, self.url) from error
             await self._connections.renew()
-            reached = reached or pause_s == 0.0
             if time.monotonic() + pause_s >= give_up:
-                raise UnavailableError(f"{self.url}: no answer within {self._retry_s:g} s ({_told(error)})") from error
+                if answered:
+                    failure = translate(error, self.url)
+                    raise type(failure)(f"{failure}{known}") from error
+                raise UnavailableError(
+                    f"{self.url}: no answer within {self._retry_s:g} s ({_told(error)}){known}"
+                ) from error
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
@@ -438,12 +457,7 @@ class RedisRowStore(RowStore):
             wait_ms = round(1000 * self._timeout_s / 2)
             commands.append((b"WAIT", self._wait_replicas, wait_ms))
         while True:
-            try:
-                (code, *verdicts), *waited = await self._send(commands, COMMIT)
-            except UnavailableError as exc:
-                if changes and type(exc) is UnavailableError:
-                    raise UnavailableError(f"{exc}; whether the commit was applied is not known") from exc
-                raise
+            (code, *verdicts), *waited = await self._send(commands, COMMIT, changes=changes)
             if code == _EXPIRED:
                 await self.sweep()
                 continue
@@ -518,7 +532,7 @@ def _outcome(verdict: Any, names: Sequence[bytes], cut: int) -> RowOutcome:
     return RowOutcome(None, conflicts, stale)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

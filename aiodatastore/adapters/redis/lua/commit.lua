@@ -60,29 +60,15 @@ local function version_of(i)
   return head and (read('>I8', head)) or 0
 end
 
-local payloads, changed, added, rows, multi, lives = {}, {}, {}, {}, {}, {}
+-- What is to be written, an entity at most once before it is flushed: so these need no order among them.
+local payloads, changed, added, lives = {}, {}, {}, {}
+local add_rows, add_multi, remove_rows = {}, {}, {}
 local dirty = false
 
 local function spread(command, key, list)
   for start = 1, #list, CHUNK do
     call(command, key, unpack(list, start, math.min(start + CHUNK - 1, #list)))
   end
-end
-
-local function write_rows(key, members)
-  local add, remove, a, r = {}, {}, 0, 0
-  for member, stays in pairs(members) do
-    if stays then
-      add[a + 1] = '0'
-      add[a + 2] = member
-      a = a + 2
-    else
-      r = r + 1
-      remove[r] = member
-    end
-  end
-  spread('ZREM', key, remove)
-  spread('ZADD', key, add)
 end
 
 local function write_lives()
@@ -148,18 +134,26 @@ local function flush()
   spread('HDEL', HEADS, lost)
   spread('ZADD', NAMES, new)
   spread('ZREM', NAMES, old)
-  write_rows(ROWS, rows)
-  write_rows(MULTI, multi)
+  spread('ZREM', ROWS, remove_rows)
+  spread('ZREM', MULTI, remove_rows)
+  spread('ZADD', ROWS, add_rows)
+  spread('ZADD', MULTI, add_multi)
   if next(lives) then
     write_lives()
   end
-  payloads, changed, added, rows, multi, lives, dirty = {}, {}, {}, {}, {}, {}, false
+  payloads, changed, added, lives = {}, {}, {}, {}
+  add_rows, add_multi, remove_rows = {}, {}, {}
+  dirty = false
 end
 
-local function change(member, tail, stays)
-  rows[member] = stays
+local function add_row(member, tail)
+  local n = #add_rows
+  add_rows[n + 1] = '0'
+  add_rows[n + 2] = member
   if #tail > 2 and byte(tail, -3) % 128 > 63 then
-    multi[member] = stays
+    n = #add_multi
+    add_multi[n + 1] = '0'
+    add_multi[n + 2] = member
   end
 end
 
@@ -170,7 +164,7 @@ local function replace_rows(i, packed) -- '' for none
     while pos <= last do
       local head, tail
       head, tail, pos = read('>I2c0I1c0', packed, pos)
-      change(head .. rest .. tail, tail, true)
+      add_row(head .. rest .. tail, tail)
     end
     return
   end
@@ -190,11 +184,11 @@ local function replace_rows(i, packed) -- '' for none
     if was[head] == tail then
       was[head] = nil
     else
-      change(head .. rest .. tail, tail, true)
+      add_row(head .. rest .. tail, tail)
     end
   end
   for head, tail in pairs(was) do
-    change(head .. rest .. tail, tail, false)
+    remove_rows[#remove_rows + 1] = head .. rest .. tail
   end
 end
 
@@ -301,6 +295,10 @@ while arg <= last_arg do
       local i, ms
       i, ms, pos = read('>I4I8', header, pos)
       local packed = ARGV[arg + 1]
+      if changed[i] then
+        flush()
+        dirty = true
+      end
       replace_rows(i, packed)
       if not heads[i] then
         added[i] = true
@@ -318,6 +316,10 @@ while arg <= last_arg do
     for _ = 1, deletes do
       local i
       i, pos = read('>I4', header, pos)
+      if changed[i] then
+        flush()
+        dirty = true
+      end
       if heads[i] then
         replace_rows(i, '')
         heads[i], payloads[i], changed[i], added[i] = false, false, true, false
@@ -339,7 +341,7 @@ while arg <= last_arg do
       local i, row, tail
       i, pos = read('>I4', header, pos)
       row, tail = ARGV[first_put + 2 * n - 2], ARGV[first_put + 2 * n - 1]
-      change(row .. '\0\1' .. tail, tail, true)
+      add_row(row .. '\0\1' .. tail, tail)
       if i > 0 then
         give_row(i, row, tail)
       end
