@@ -76,12 +76,10 @@ def _begin(long: bool) -> str:
     also = " UNION ALL SELECT version FROM @.long_entities WHERE key = p_fence_key" if long else ""
     stop = "" if long else "IF is_long THEN start := -2; RETURN; END IF;"
     return f"""
-    SELECT m.version, m.long INTO start, is_long FROM @.meta m;
+    SELECT m.version, m.long, (SELECT version FROM @.entities WHERE key = p_fence_key{also})
+    INTO start, is_long, fence FROM @.meta m;
     {stop}
-    IF p_fence_key IS NOT NULL THEN
-        SELECT version INTO fence FROM @.entities WHERE key = p_fence_key{also};
-        IF coalesce(fence, 0) <> p_fence_version THEN start := -1; RETURN; END IF;
-    END IF;"""
+    IF coalesce(fence, 0) <> p_fence_version THEN start := -1; RETURN; END IF;"""
 
 
 def _verify(long: bool) -> str:
@@ -170,7 +168,8 @@ BEGIN
                 ) w
             ) x;
         END IF;
-        IF p_puts <> '{{}}' OR p_deletes <> '{{}}' THEN {_apply(long)} END IF;
+        IF p_puts <> '{{}}' THEN {_apply(long)} END IF;
+        IF p_deletes <> '{{}}' THEN {_delete(long)} END IF;
         IF p_gone <> '{{}}' THEN {_remove_rows(long)} END IF;
         IF p_rows <> '{{}}' THEN {_add_rows(long)} END IF;
         base := base + total;
@@ -197,25 +196,27 @@ _HOLDS: Final = "(versions IS NULL OR versions[{of}] IS NOT NULL)"
 
 
 def _apply(long: bool) -> str:
-    """Everything of the commits that hold, in one statement: it reads old rows as they were before it."""
+    """The puts of the commits that hold, in one statement: it reads old rows as they were before it."""
     short_key = f"WHERE octet_length(q.key) <= {SHORT}" if long else ""
     short_row = f"octet_length(n.row) <= {SHORT} AND" if long else ""
-    also_old = "UNION ALL SELECT l.rows, l.tails FROM @.long_entities l WHERE l.key = k.key" if long else ""
+    also_old = "UNION ALL SELECT l.rows, l.tails FROM @.long_entities l WHERE l.key = q.key" if long else ""
     also = (
         f"""
         long_gone AS (
             DELETE FROM @.long_rows WHERE ctid = ANY (ARRAY(
-                SELECT r.place FROM (SELECT row FROM old UNION SELECT row FROM new) g
+                SELECT r.place
+                FROM (SELECT row FROM old UNION SELECT u.row FROM q CROSS JOIN LATERAL unnest(q.rows) AS u(row)) g
                 CROSS JOIN LATERAL (SELECT ctid AS place FROM @.long_rows WHERE row = g.row LIMIT 1) r
                 WHERE octet_length(g.row) > {SHORT}))
         ),
-        long_rows AS (
-            INSERT INTO @.long_rows SELECT n.row, n.tail FROM new n WHERE octet_length(n.row) > {SHORT}
+        long_new AS (
+            INSERT INTO @.long_rows SELECT n.row, n.tail
+            FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS n(row, tail) WHERE octet_length(n.row) > {SHORT}
         ),
-        long_dead AS (
+        long_replaced AS (
             DELETE FROM @.long_entities WHERE ctid = ANY (ARRAY(
-                SELECT e.place FROM names k
-                CROSS JOIN LATERAL (SELECT ctid AS place FROM @.long_entities WHERE key = k.key LIMIT 1) e))
+                SELECT e.place FROM q
+                CROSS JOIN LATERAL (SELECT ctid AS place FROM @.long_entities WHERE key = q.key LIMIT 1) e))
         ),
         long_kept AS (
             INSERT INTO @.long_entities
@@ -230,36 +231,62 @@ def _apply(long: bool) -> str:
                 q.payload, q.rows, q.tails
             FROM unnest(p_puts) q WHERE {_HOLDS.format(of="q.of")}
         ),
-        d AS MATERIALIZED (
-            SELECT d.key FROM unnest(p_delete_of, p_deletes) AS d(of, key) WHERE {_HOLDS.format(of="d.of")}
-        ),
-        names AS MATERIALIZED (SELECT key FROM q UNION ALL SELECT key FROM d),
         old AS MATERIALIZED (
-            SELECT u.row, u.tail FROM names k
-            CROSS JOIN LATERAL (SELECT rows, tails FROM @.entities WHERE key = k.key {also_old} LIMIT 1) e
+            SELECT u.row, u.tail FROM q
+            CROSS JOIN LATERAL (SELECT rows, tails FROM @.entities WHERE key = q.key {also_old} LIMIT 1) e
             CROSS JOIN LATERAL unnest(e.rows, e.tails) AS u(row, tail)
-        ),
-        new AS MATERIALIZED (
-            SELECT u.row, u.tail FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS u(row, tail)
         ),
         gone AS (
             DELETE FROM @.rows WHERE ctid = ANY (ARRAY(
-                SELECT r.place FROM (SELECT row FROM old EXCEPT SELECT row FROM new) g
+                SELECT r.place
+                FROM (
+                    SELECT row FROM old EXCEPT SELECT u.row FROM q CROSS JOIN LATERAL unnest(q.rows) AS u(row)
+                ) g
                 CROSS JOIN LATERAL (SELECT ctid AS place FROM @.rows WHERE row = g.row LIMIT 1) r))
-        ),
-        dead AS (
-            DELETE FROM @.entities WHERE ctid = ANY (ARRAY(
-                SELECT e.place FROM d
-                CROSS JOIN LATERAL (SELECT ctid AS place FROM @.entities WHERE key = d.key LIMIT 1) e))
         ),{also}
         kept AS (
             INSERT INTO @.entities SELECT q.key, q.version, q.payload, q.rows, q.tails FROM q {short_key}
             ON CONFLICT (key) DO UPDATE SET version = excluded.version, payload = excluded.payload,
                 rows = excluded.rows, tails = excluded.tails
         )
-        INSERT INTO @.rows SELECT n.row, n.tail FROM new n
+        INSERT INTO @.rows SELECT n.row, n.tail FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS n(row, tail)
         WHERE {short_row} NOT EXISTS (SELECT FROM old o WHERE o.row = n.row AND o.tail = n.tail)
         ON CONFLICT (row) DO UPDATE SET tail = excluded.tail;"""
+
+
+def _delete(long: bool) -> str:
+    """The deletes of the commits that hold."""
+
+    def delete(table: str, rows: str) -> str:
+        return f"""
+        WITH dead AS (
+            DELETE FROM @.{table} WHERE ctid = ANY (ARRAY(
+                SELECT e.place FROM unnest(p_delete_of, p_deletes) AS d(of, key)
+                CROSS JOIN LATERAL (SELECT ctid AS place FROM @.{table} WHERE key = d.key LIMIT 1) e
+                WHERE {_HOLDS.format(of="d.of")}))
+            RETURNING rows
+        )
+        DELETE FROM @.{rows} WHERE ctid = ANY (ARRAY(
+            SELECT r.place FROM dead CROSS JOIN LATERAL unnest(dead.rows) AS u(row)
+            CROSS JOIN LATERAL (SELECT ctid AS place FROM @.{rows} WHERE row = u.row LIMIT 1) r));"""
+
+    if not long:
+        return delete("entities", "rows")
+    # Whose rows may be of both lengths: rows of both go first, while the entities still tell them.
+    both = "".join(
+        f"""
+        DELETE FROM @.{rows} WHERE ctid = ANY (ARRAY(
+            SELECT r.place FROM unnest(p_delete_of, p_deletes) AS d(of, key)
+            CROSS JOIN LATERAL (
+                SELECT e.rows FROM @.entities e WHERE e.key = d.key
+                UNION ALL SELECT l.rows FROM @.long_entities l WHERE l.key = d.key LIMIT 1
+            ) e
+            CROSS JOIN LATERAL unnest(e.rows) AS u(row)
+            CROSS JOIN LATERAL (SELECT ctid AS place FROM @.{rows} WHERE row = u.row LIMIT 1) r
+            WHERE {_HOLDS.format(of="d.of")}));"""
+        for rows in ("rows", "long_rows")
+    )
+    return both + delete("entities", "rows") + delete("long_entities", "long_rows")
 
 
 def _remove_rows(long: bool) -> str:
@@ -332,7 +359,9 @@ def _intersect(long: bool) -> str:
             FROM {span} x;"""
 
     def leap(reverse: bool) -> str:
-        span = spanned("rows", "row", "row", "p_prefixes[i] || lo", "p_prefixes[i] || hi", "1", long=long, reverse=reverse)
+        span = spanned(
+            "rows", "row", "row", "p_prefixes[i] || lo", "p_prefixes[i] || hi", "1", long=long, reverse=reverse
+        )
         found = f"""
             SELECT substr(x.row, octet_length(p_prefixes[i]) + 1) INTO place FROM {span} x;
             IF NOT FOUND THEN RETURN; END IF;"""

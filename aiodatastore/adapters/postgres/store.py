@@ -118,7 +118,9 @@ class PostgresRowStore(RowStore):
         if not schema or "\0" in schema or len(schema.encode()) > 63:
             raise BadArgumentError("schema: expected a name of 1 to 63 bytes")
         if not 0 <= min_size <= max_size or max_size < 1:
-            raise BadArgumentError(f"min_size={min_size}, max_size={max_size}: expected 0 <= min_size <= max_size, 1 or more")
+            raise BadArgumentError(
+                f"min_size={min_size}, max_size={max_size}: expected 0 <= min_size <= max_size, 1 or more"
+            )
         if retry_s < 0 or command_timeout_s <= 0 or connect_timeout_s <= 0 or statement_cache_size < 0:
             raise BadArgumentError("retry_s and statement_cache_size must be at least 0, the time-outs more than 0")
         if pooler not in ("none", "transaction"):
@@ -336,7 +338,9 @@ class PostgresRowStore(RowStore):
             version, resume = found[0][0], found[0][1]
             if version == _LONG_NOTED:
                 raise _LongRowsError
-            return RowIntersection([(row[2], row[3], row[4], row[5]) for row in found if row[2] is not None], resume, version)
+            return RowIntersection(
+                [(row[2], row[3], row[4], row[5]) for row in found if row[2] is not None], resume, version
+            )
 
         return await self._run(work)
 
@@ -401,7 +405,9 @@ class PostgresRowStore(RowStore):
             nonlocal again, arguments
             was_again, again = again, True
             if loads and not was_again:
-                loaded = await load(connection, self._statements, self._schema, slot.name, slot.number, batch, self._timeout_s)
+                loaded = await load(
+                    connection, self._statements, self._schema, slot.name, slot.number, batch, self._timeout_s
+                )
                 if loaded is not None:
                     return outcomes(batch, loaded)
             if arguments is None:
