@@ -37,6 +37,8 @@ class Applier:
         """What is committed and not in its file yet; None: to be removed. Read it from any thread."""
         self.unsynced: set[str] = set()
         """Paths that were written since the disk was last flushed."""
+        self.written_at = 0.0
+        """When the last file was written, by ``time.monotonic()``."""
         self._bytes = 0
         self._changed = threading.Condition()
         self._is_urgent = False
@@ -132,6 +134,7 @@ class Applier:
 
     def _note(self, done: list[tuple[list[bytes], str, bytes | None]], changes: dict[bytes, bytes | None]) -> None:
         with self._changed:
+            self.written_at = time.monotonic()
             for keys, path, stat in done:
                 self.unsynced.add(self._layout.absolute(path))
                 if stat is None:

@@ -27,6 +27,10 @@ class Documents(Protocol):
     def names_keys(self) -> bool:
         """Whether what is written from now on names its key."""
 
+    @property
+    def extension(self) -> str:
+        """What the files of a new store end with."""
+
     def key_of(self, payload: bytes) -> bytes | None:
         """The encoded key that a document names, None if it names none.
 
@@ -58,6 +62,7 @@ class JSONSerializer:
     """
 
     names_keys = True
+    extension = ".json"
 
     def __init__(self, *, pretty: bool = True) -> None:
         self._pretty = pretty
@@ -109,6 +114,7 @@ class MixedSerializer:
         self._json = JSONSerializer(pretty=writes != "compact")
         self._msgpack = MsgpackSerializer()
         self.names_keys = writes != "msgpack"
+        self.extension = ".json" if self.names_keys else ".msgpack"
         self.dumps = self._json.dumps if self.names_keys else self._msgpack.dumps
 
     def loads(self, key: Key, payload: bytes, version: int) -> Entity:

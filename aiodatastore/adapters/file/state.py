@@ -12,6 +12,7 @@ from aiodatastore.adapters.sortedbytes import SortedBytes
 from aiodatastore.indexing.rows import SYSTEM
 from aiodatastore.rowstore import (
     EXISTS,
+    TAIL_KEY_MASK,
     TAIL_MULTI,
     RowBatch,
     RowCommit,
@@ -85,7 +86,7 @@ class State:
 class Draft:
     """Runs the commits of a batch on a state without changing it; then gives what to log, and what to change.
 
-    ``payload_of`` gives the payload of a stored entity, None where it can't be read: then it has no index rows.
+    ``payload_of`` gives the payload of a stored entity, None where it can't be read.
     Only reads the state, so it may run in a thread while nobody changes that.
     """
 
@@ -159,7 +160,13 @@ class Draft:
         if key not in self._state.versions:
             return ()
         payload = self._payload_of(key)
-        return () if payload is None else old_rows(key, payload)
+        if payload is not None and payload_digest(payload) == self._state.digests[key]:
+            return old_rows(key, payload)
+        # Somebody changed or removed the file while the store was open: its rows have to be searched for.
+        size = len(key)
+        return {
+            row: tail for row, tail in self._state.tails.items() if row.endswith(key) and tail & TAIL_KEY_MASK == size
+        }
 
     def _remove(self, row: bytes) -> None:
         if row in self._state.tails or row in self.rows:

@@ -73,7 +73,6 @@ _MAX_NEXT = 1 << 63
 
 _ABOUT, _SNAPSHOT, _JOURNAL, _LOCK, _IGNORE = "store.json", "snapshot", "journal", "lock", ".gitignore"
 _IGNORED = b"# What is ignored is made anew where it is missing; store.json is not.\n*\n!.gitignore\n!store.json\n"
-_EXTENSION = {"entity": ".json", "kind": ".jsonl"}
 
 
 class FileRowStore(RowStore):
@@ -240,7 +239,12 @@ class FileRowStore(RowStore):
         layout = KindFiles if name == "kind" else EntityFiles
         if layout is KindFiles and self._documents is None:
             raise BadArgumentError("layout=kind needs documents that name their keys: serializer=json or compact")
-        return layout(self._root, extension or _EXTENSION[name], self._documents)
+        return layout(self._root, extension or self._default_extension(name), self._documents)
+
+    def _default_extension(self, layout: str) -> str:
+        if layout == "kind":
+            return ".jsonl"
+        return ".data" if self._documents is None else self._documents.extension
 
     def _show_records(self, state: State) -> None:
         self._opening = state
@@ -551,15 +555,16 @@ class FileRowStore(RowStore):
             return outcomes
 
     def _old_payload(self, key: bytes) -> bytes | None:
-        """What is to be overwritten; None where it was found damaged: then it has no index rows."""
-        if key in self._broken:
-            return None
+        """What is to be overwritten; None where it is not to be had."""
         found = self._pending.get(key)
         if found is None:
             found = self._cache.get(key) or self._state.records.get(key)
         if found is None and self._held is not None:
             found = self._held.get(key)
-        return self._from_file(key) if found is None else found
+        if found is None:
+            with suppress(CorruptDataError):
+                found = self._from_file(key)
+        return found
 
     def _take(self, draft: Draft) -> None:
         """The commit is durable: show it."""
@@ -627,7 +632,7 @@ class FileRowStore(RowStore):
             return
         try:
             await to_the_end(self._checkpoint, self._limit)
-        except OSError as exc:
+        except Exception as exc:  # the commit itself is done
             self._retry_at = journal.size + self._journal_bytes
             _log.warning("%s: the snapshot can't be written at the moment: %s", self._root, exc)
 
@@ -645,7 +650,8 @@ class FileRowStore(RowStore):
             disk.flush(self._root, applier.unsynced)
         about = About(layout.name, layout.extension, state.sequences, state.records)
         self._write_about(about.dumps())
-        time.sleep(_TICK_S)  # a file that is edited from now on has another time than those just written
+        # A file that is edited from now on must have another time than those just written.
+        time.sleep(max(0.0, applier.written_at + _TICK_S - time.monotonic()))
         generation = (self._journal_due or journal.generation) + 1
         new = self._own_path("snapshot.new")
         write_snapshot(
