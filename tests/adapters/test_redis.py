@@ -316,7 +316,7 @@ async def test_a_server_that_may_evict_is_warned_of(
 async def test_a_full_server_writes_nothing(server: ValkeyServer, client: Redis) -> None:
     async with opened(server.dsn) as store:
         await commit(store, puts((b"a", b"x")))
-        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory", "1")
         try:
             with pytest.raises(StoreFullError):
                 await commit(store, puts((b"a", b"y"), (b"b", b"x")))
@@ -379,7 +379,7 @@ async def test_the_stored_format(server: ValkeyServer, client: Redis) -> None:
     [(name, when)] = expiries
     assert name == b"m"
     assert 3590_000 < when - 1000 * time.time() < 3601_000
-    assert client.pexpiretime("format|n") == when
+    assert abs(client.pttl("format|n") - (when - 1000 * time.time())) < 1000
     [lane] = client.keys("format|t*")
     assert len(lane) == len("format|t") + 24
     assert client.get(lane) == b"\0\0\0\0\0\0\0\2\0\x91\x04"
