@@ -1,9 +1,10 @@
-"""``import``, ``export`` and ``copy``."""
+"""``import``, ``export``, ``copy`` and ``compare``."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import click
 
 from aiodatastore.cli.app import FAILED, app, opened, run
 from aiodatastore.cli.options import json_option
-from aiodatastore.cli.output import note, print_json, transfer_progress
+from aiodatastore.cli.output import note, print_json, print_lines, transfer_progress
 from aiodatastore.cli.parsing import parse_names
 from aiodatastore.transfer import (
     BATCH_ENTITIES,
+    Comparison,
+    Difference,
     Selection,
     TransferReport,
+    compare,
     copy,
     export_entities,
     import_entities,
 )
 
-__all__ = ["copy_command", "export_command", "import_command"]
+__all__ = ["compare_command", "copy_command", "export_command", "import_command"]
 
 _selection_options = (
     click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this kind (may be repeated)."),
@@ -143,6 +147,14 @@ async def _export(url: str, file: str, **options: Any) -> TransferReport:
             return await export_entities(store, target, progress=show, **options)
 
 
+_resume = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+_progress_file = click.option(
+    "--progress-file",
+    type=click.Path(dir_okay=False),
+    help="Where the progress is recorded; by default a file in the current folder.",
+)
+
+
 @app.command(
     "copy",
     short_help="Copy the entities of one store into another.",
@@ -157,9 +169,9 @@ Examples:
 @click.argument("target", metavar="URL")
 @_selection
 @click.option("--indexes/--no-indexes", default=True, help="Create the composite indexes, too (the default).")
-@click.option("--verify", is_flag=True, help="Read everything again and compare; exits with 1 on a difference.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted copy stopped.")
-@click.option("--progress-file", type=click.Path(dir_okay=False), help="Where the progress is recorded.")
+@click.option("--verify", is_flag=True, help="Read both sides again and compare; exits with 1 on a difference.")
+@_resume
+@_progress_file
 @json_option
 def copy_command(
     source: str,
@@ -173,30 +185,125 @@ def copy_command(
 ) -> int:
     """Copy the entities of one store into another, overwriting those of the same keys.
 
-    What the target has besides stays. Progress is recorded in the current folder until the end.
+    What the target has besides stays; --verify counts it, and does not call it a difference (`compare` does). Progress
+    is recorded until the end, so that --resume can go on after an interruption.
     """
-    if source == target and not source.startswith("memory:"):
-        raise click.UsageError("source and target are the same store")
+    _refuse_same(source, target)
     options["selection"] = Selection(parse_names(kinds), namespace)
-    options["progress_file"] = progress_file or _copy_progress(source, target)
+    options["progress_file"] = progress_file or _progress_name("copy", source, target)
     report = run(_copy, source, target, **options)
     _tell("copied", report, as_json)
-    for difference in report.differences:
-        note(f"{difference.problem}: {difference.key}")
-    if report.different > len(report.differences):
-        note(f"... and {report.different - len(report.differences):,} more")
-    return FAILED if report.different else 0
+    if options["verify"] and not as_json:
+        besides = f"; the target has {report.extra:,} besides" if report.extra else ""
+        problems = f", {len(report.problems)} problems of indexes" if report.problems else ""
+        note(f"verified {report.verified:,}, {report.different:,} differ{problems}{besides}")
+    _list_differences(report.differences, report.different, report.problems)
+    return FAILED if report.different or report.problems else 0
 
 
-def _copy_progress(source: str, target: str) -> str:
+@app.command(
+    "compare",
+    short_help="Say where two stores differ.",
+    epilog="""\
+\b
+A line for each difference, on standard output:
+  missing /Person:ada      the second store lacks it
+  extra /Person:bob        the first store lacks it
+  different /Person:eve    a value, a type or what is unindexed
+
+\b
+Examples:
+  aiodatastore compare sqlite:///people.db postgresql://localhost/people
+  aiodatastore compare sqlite:///people.db redis://localhost --kind Person --no-indexes
+""",
+)
+@click.argument("source", metavar="URL")
+@click.argument("target", metavar="URL")
+@_selection
+@click.option(
+    "--indexes/--no-indexes",
+    default=True,
+    help="Compare index definitions, and check both stores' indexes (the default).",
+)
+@_resume
+@_progress_file
+@json_option
+def compare_command(
+    source: str,
+    target: str,
+    *,
+    kinds: tuple[str, ...],
+    namespace: str | None,
+    progress_file: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Read two stores side by side and say where they differ; exits with 1 if they do.
+
+    Compares every entity, value by value and type by type, but not versions, which are each store's own. Compare while
+    nobody writes.
+    """
+    _refuse_same(source, target)
+    options["selection"] = Selection(parse_names(kinds), namespace)
+    options["progress_file"] = progress_file or _progress_name("compare", source, target)
+    found = run(_compare, source, target, **options)
+    if as_json:
+        print_json(
+            {
+                "same": found.is_same,
+                "source_entities": found.source_entities,
+                "target_entities": found.target_entities,
+                "missing": found.missing,
+                "different": found.different,
+                "extra": found.extra,
+                "differences": [[each.problem, str(each.key)] for each in found.differences],
+                "problems": found.problems,
+                "seconds": round(found.seconds, 3),
+            }
+        )
+        return 0 if found.is_same else FAILED
+    print_lines(f"{each.problem} {each.key}" for each in found.differences)
+    _list_differences((), found.missing + found.different + found.extra - len(found.differences), found.problems)
+    counts = f"{found.source_entities:,} and {found.target_entities:,} entities in {found.seconds:.1f} s"
+    if found.is_same:
+        note(f"the same: {counts}")
+    else:
+        note(
+            f"not the same: {counts}; {found.missing:,} missing, {found.different:,} different, {found.extra:,} extra, "
+            f"{len(found.problems)} problems of indexes"
+        )
+    return 0 if found.is_same else FAILED
+
+
+def _refuse_same(source: str, target: str) -> None:
+    if source == target and not source.startswith("memory:"):
+        raise click.UsageError("source and target are the same store")
+
+
+def _progress_name(what: str, source: str, target: str) -> str:
     which = hashlib.blake2b(f"{source} {target}".encode(), digest_size=4).hexdigest()
-    return f"aiodatastore-copy-{which}.progress"
+    return f"aiodatastore-{what}-{which}.progress"
 
 
 async def _copy(source: str, target: str, **options: Any) -> TransferReport:
     async with opened(source) as origin, opened(target, create=True) as goal:
         with transfer_progress("copy") as show:
             return await copy(origin, goal, progress=show, **options)
+
+
+async def _compare(source: str, target: str, **options: Any) -> Comparison:
+    async with opened(source) as origin, opened(target) as goal:
+        with transfer_progress("compare") as show:
+            return await compare(origin, goal, progress=show, **options)
+
+
+def _list_differences(differences: Sequence[Difference], total: int, problems: Sequence[str]) -> None:
+    for difference in differences:
+        note(f"{difference.problem}: {difference.key}")
+    if total > len(differences):
+        note(f"... and {total - len(differences):,} more")
+    for problem in problems:
+        note(problem)
 
 
 def _tell(what: str, report: TransferReport, as_json: bool) -> None:
@@ -209,11 +316,12 @@ def _tell(what: str, report: TransferReport, as_json: bool) -> None:
                 "indexes": report.indexes,
                 "verified": report.verified,
                 "different": report.different,
+                "extra": report.extra,
+                "problems": report.problems,
                 "truncated": report.truncated,
             }
         )
         return
     rate = f" ({report.entities / report.seconds:,.0f}/s)" if report.seconds >= 0.5 else ""
     before = f", after {report.resumed:,} before the interruption" if report.resumed else ""
-    verified = f"; verified {report.verified:,}, {report.different:,} differ" if report.verified else ""
-    note(f"{what} {report.entities:,} entities in {report.seconds:.1f} s{rate}{before}{verified}")
+    note(f"{what} {report.entities:,} entities in {report.seconds:.1f} s{rate}{before}")

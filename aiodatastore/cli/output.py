@@ -21,7 +21,7 @@ from aiodatastore.values import GeoPoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aiodatastore.transfer import ProgressCallback, TransferProgress
+    from aiodatastore.transfer.common import ProgressCallback, TransferProgress
 
 __all__ = [
     "display",

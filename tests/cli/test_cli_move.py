@@ -105,16 +105,16 @@ def test_copy_onto_itself_is_wrong_usage(run: Run, url: str) -> None:
 
 
 def test_a_copy_resumes(run: Run, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from aiodatastore.transfer import _Writer
+    from aiodatastore.transfer.writing import Writer
 
-    put = _Writer._put
+    put = Writer._put
 
-    async def fail(self: _Writer, batch: Any) -> None:
+    async def fail(self: Writer, batch: Any) -> None:
         await put(self, batch)
         if batch.entities[0].key.namespace:
             raise UnavailableError("unplugged")
 
-    monkeypatch.setattr(_Writer, "_put", fail)
+    monkeypatch.setattr(Writer, "_put", fail)
     result = run("copy", url, "sqlite:///copy.db", code=1)
     assert result.err.startswith("error: unplugged\n  (up to key shop/Item:1)")
     assert len(list(tmp_path.glob("*.progress"))) == 1

@@ -393,7 +393,7 @@ async def test_import_tells_its_progress(target: Store, tmp_path: Path) -> None:
 
 
 async def test_a_line_without_end_is_refused(target: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("aiodatastore.transfer.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("aiodatastore.transfer.files.MAX_LINE_BYTES", 1000)
     with pytest.raises(BadValueError, match="line 1: longer than 1000"):
         await import_entities(target, io.BytesIO(b"x" * 2000))
 
