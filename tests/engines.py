@@ -66,6 +66,8 @@ class Engine:
     """The fixture that connects to its server."""
     loops: tuple[str, ...] = ("asyncio",)
     """The event loops it runs under, the first being enough where both are alike."""
+    server: bool = False
+    """Whether it lives on a server that is reached over connections."""
     connections: bool = True
     """Whether a store may be open several times at once in this process."""
     processes: bool = True
@@ -291,8 +293,8 @@ _ALL = (
     Engine("memory", memory_place, loops=BOTH_LOOPS, connections=False, processes=False, durable=False),
     Engine("sqlite", sqlite_place, loops=BOTH_LOOPS),
     Engine("file", file_place, loops=BOTH_LOOPS, connections=False, processes=False),
-    Engine("postgres", postgres_place, session="postgres_session", asks_rows=False),
-    Engine("redis", redis_place, session="redis_session", asks_rows=False),
+    Engine("postgres", postgres_place, session="postgres_session", server=True, asks_rows=False),
+    Engine("redis", redis_place, session="redis_session", server=True, asks_rows=False),
 )
 _CHOSEN = os.environ.get("AIODATASTORE_TEST_ENGINES", "")
 ENGINES = {engine.name: engine for engine in _ALL if not _CHOSEN or engine.name in _CHOSEN.split(",")}

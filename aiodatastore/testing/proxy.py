@@ -238,11 +238,13 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 class Proxy:
     """Listens on ``port`` of 127.0.0.1 and forwards to ``target`` while its ``with`` block lasts.
 
+    ``target`` is a port of 127.0.0.1, or a host and a port.
+
     ``split`` says what a message is: :func:`postgres_messages`, :func:`redis_messages` or :func:`chunks`.
     """
 
-    def __init__(self, target: int, *, split: Splitter = chunks) -> None:
-        self.target = target
+    def __init__(self, target: int | tuple[str, int], *, split: Splitter = chunks) -> None:
+        self.target = ("127.0.0.1", target) if isinstance(target, int) else target
         self.split = split
         self.port = 0
         self.seen: dict[Direction, int] = dict.fromkeys(Direction, 0)
@@ -334,7 +336,7 @@ class Proxy:
         try:
             if self._down:
                 raise ConnectionResetError
-            server = _Stream(*await asyncio.open_connection("127.0.0.1", self.target))
+            server = _Stream(*await asyncio.open_connection(*self.target))
         except OSError:
             client.reset()
             return
@@ -342,6 +344,8 @@ class Proxy:
         self._links.add(link)
         try:
             await link.run()
+        except asyncio.CancelledError:
+            pass  # only _close cancels; asyncio's streams would log it as an error
         finally:
             self._links.discard(link)
 
@@ -355,4 +359,5 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # transports close in the loop's next turn
+        for _ in range(3):
+            await asyncio.sleep(0)  # transports that were aborted close in the loop's next turns
