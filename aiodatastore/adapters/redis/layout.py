@@ -111,14 +111,18 @@ def writes(commit: RowCommit) -> bool:
 def _pack_rows(rows: Mapping[bytes, int], escaped_key_length: int) -> bytes:
     """Index rows less the key that ends each, with their tails."""
     parts: list[bytes] = []
+    append = parts.append
     for row, tail in rows.items():
         head = row[: len(row) - (tail & TAIL_KEY_MASK)].replace(b"\0", b"\0\xff")
         size = len(head)
-        if size > _MAX_HEAD:
+        if size < 512:
+            append(_SIZES[size])
+        elif size <= _MAX_HEAD:
+            append(size.to_bytes(2, "big"))
+        else:
             raise BadRequestError(f"an index row of {len(row)} bytes is too long for Redis: shorten the values")
-        parts.append(_SIZES[size] if size < 512 else size.to_bytes(2, "big"))
-        parts.append(head)
-        parts.append(_sized_tail(tail >> _FLAGS_SHIFT, escaped_key_length))
+        append(head)
+        append(_sized_tail(tail, escaped_key_length))
     return b"".join(parts)
 
 
@@ -126,8 +130,8 @@ _SIZES = [size.to_bytes(2, "big") for size in range(512)]
 
 
 @lru_cache(maxsize=4096)
-def _sized_tail(flags: int, length: int) -> bytes:
-    packed = _pack_tail(flags, length)
+def _sized_tail(tail: int, length: int) -> bytes:
+    packed = _pack_tail(tail >> _FLAGS_SHIFT, length)
     return bytes((len(packed),)) + packed
 
 
