@@ -151,10 +151,11 @@ class _Ids:
         greatest = self._greatest
         for entity in entities:
             key = entity.key
-            if key.id is not None and key.id <= MAX_RESERVED_ID:
-                of = key.project, key.namespace, key.kind
-                if greatest.get(of, 0) < key.id:
-                    greatest[of] = key.id
+            for kind, ident in key.pairs:  # ancestors too, which may have no entity
+                if type(ident) is int and ident <= MAX_RESERVED_ID:
+                    of = key.project, key.namespace, kind
+                    if greatest.get(of, 0) < ident:
+                        greatest[of] = ident
 
     def to_mark(self) -> list[list[Any]]:
         return [[*of, greatest] for of, greatest in self._greatest.items()]

@@ -92,6 +92,35 @@ def test_copy_and_verify(run: Run, url: str) -> None:
     assert run("export", "sqlite:///copy.db", "-").lines[1:] == run("export", url, "-").lines[1:]
 
 
+def test_compare(run: Run, url: str) -> None:
+    copy = "sqlite:///copy.db"
+    run("copy", url, copy)
+    result = run("compare", url, copy)
+    assert result.out == ""
+    assert "the same: 6 and 6 entities" in result.err
+    run("put", copy, "/Person:ada", "name=Ada", "born=1815.0", 'tags=["math", "poetry"]')
+    run("delete", copy, "/Person:bob")
+    run("put", copy, "/Person:joe", "name=Joe")
+    run("indexes", "build", copy, "--index", "Person name -born")
+    result = run("compare", url, copy, code=1)
+    assert result.out.splitlines() == ["different /Person:ada", "missing /Person:bob", "extra /Person:joe"]
+    assert "the source lacks the index of Person by name, -born" in result.err
+    assert "not the same: 6 and 6 entities" in result.err
+    assert "1 missing, 1 different, 1 extra, 1 problems of indexes" in result.err
+    report = run("compare", url, copy, "--json", code=1).json
+    assert (report["same"], report["missing"], report["different"], report["extra"]) == (False, 1, 1, 1)
+    assert report["differences"][0] == ["different", "/Person:ada"]
+    assert run("compare", url, copy, "--kind", "Task", "--no-indexes", "--json").json["same"] is True
+    assert run("compare", url, copy, "--namespace", "shop", "--no-indexes", "--json").json["source_entities"] == 1
+    assert "the same store" in run("compare", url, url, code=2).err
+    assert "there is no store" in run("compare", url, "sqlite:///nowhere.db", code=1).err
+
+
+def test_what_the_target_has_besides_is_told_and_no_difference_of_a_copy(run: Run, url: str) -> None:
+    run("put", "sqlite:///copy.db", "/Person:joe", "name=Joe")
+    assert "verified 6, 0 differ; the target has 1 besides" in run("copy", url, "sqlite:///copy.db", "--verify").err
+
+
 def test_copy_takes_indexes_along(run: Run, url: str) -> None:
     run("indexes", "build", url, "--index", "Person tags -born")
     run("copy", url, "sqlite:///copy.db")

@@ -31,8 +31,10 @@ from aiodatastore.jsonl import canonical
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.transfer import (
+    Difference,
     Selection,
     TransferProgress,
+    compare,
     copy,
     export_entities,
     import_entities,
@@ -412,6 +414,7 @@ async def test_copy_and_verify(source: Store, target: Store) -> None:
 
 async def test_verify_finds_what_differs(source: Store, target: Store) -> None:
     await fill(source, [Entity(Key("A", i), {"x": 1}) for i in range(1, 5)])
+    await fill(target, [Entity(Key("A", 9), {"x": 1})])
     real, broken = target.commit, False
 
     async def commit(batch: Sequence[Commit]) -> list[Outcome]:
@@ -425,7 +428,166 @@ async def test_verify_finds_what_differs(source: Store, target: Store) -> None:
     target.commit = commit  # type: ignore[method-assign]  # a store that loses and changes data
     report = await copy(source, target, verify=True)
     assert [(d.key.id, d.problem) for d in report.differences] == [(1, "different"), (2, "missing")]
-    assert report.different == 2
+    assert (report.verified, report.different, report.extra) == (4, 2, 1)
+
+
+async def test_verify_looks_at_the_indexes_of_both_sides(source: Store, target: Store) -> None:
+    await fill(source, many(3))
+    index = IndexDefinition("N", (("i", "asc"), ("s", "desc")))
+    await source.create_index(index)
+    await source.build_index(index)
+    report = await copy(source, target, verify=True)
+    assert report.problems == []
+    rows = target.store
+    assert isinstance(rows, MemoryRowStore)
+    rows._set_row(min(rows._tails), None)
+    await target.delete_index(index)
+    problems = (await compare(source, target)).problems
+    assert problems[0] == "the target lacks the index of N by i, -s, or has it not ready"
+    assert problems[1].startswith("target: index row missing")
+    assert len(problems) == 2
+    assert (await compare(target, source)).problems[0].startswith("the source lacks the index of N")
+    assert (await compare(source, target, indexes=False)).is_same
+
+
+async def test_new_entities_of_the_target_get_ids_of_their_own(source: Store, target: Store) -> None:
+    await fill(source, [Entity(Key("A", 7)), Entity(Key("A", 9, "B", 70)), Entity(Key("C", 1 << 62))])
+    await copy(source, target, page_size=1)
+    assert (await target.allocate_ids(Key("A"), 1))[0] == 10
+    assert (await target.allocate_ids(Key("A", 1, "B"), 1))[0] == 71
+    assert (await target.allocate_ids(Key("C"), 1))[0] == 1  # else hardly any would be left
+
+
+async def test_large_entities_are_read_few_at_a_time(source: Store, target: Store) -> None:
+    await fill(source, [Entity(Key("N", i), {"text": Text("x" * 500_000)}) for i in range(1, 101)])
+    report = await copy(source, target)
+    assert report.entities == 100
+    assert target.largest == 64  # the first page does not know yet
+    assert target.committed >= 5
+
+
+# ---------------------------------------------------------------------------------------- compare
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(("A", "B", "C", "N"))], ids=["all", "kinds"])
+@pytest.mark.parametrize("page_size", [1, 3, 500])
+async def test_compare_names_every_difference(
+    source: Store, target: Store, page_size: int, selection: Selection
+) -> None:
+    """Whatever the pages, which begin and end elsewhere on the two sides."""
+    await fill(source, [*WORLD, *many(20)])
+    await fill(target, [*WORLD, *many(20)])
+    assert (await compare(source, target, selection=selection, page_size=page_size)).is_same
+    await source.commit([Commit(writes=[Delete(Key("N", i)) for i in (1, 2, 3, 4, 20)])])
+    await target.commit(
+        [
+            Commit(
+                writes=[
+                    Put(Entity(Key("A", 1), {**WORLD[0], "x": 1.0})),
+                    Put(Entity(Key("N", 7), many(7)[-1], unindexed=["s"])),
+                    Delete(Key("N", 10)),
+                    Delete(Key("C", 1, namespace="n", project="p")),
+                    Put(Entity(Key("N", "z"))),
+                ]
+            )
+        ]
+    )
+    found = await compare(source, target, selection=selection, page_size=page_size)
+    assert found.differences == [
+        Difference(Key("A", 1), "different"),
+        *(Difference(Key("N", i), "extra") for i in (1, 2, 3, 4)),
+        Difference(Key("N", 7), "different"),
+        Difference(Key("N", 10), "missing"),
+        Difference(Key("N", 20), "extra"),
+        Difference(Key("N", "z"), "extra"),
+        Difference(Key("C", 1, namespace="n", project="p"), "missing"),
+    ]
+    assert (found.missing, found.different, found.extra) == (2, 2, 6)
+    assert (found.source_entities, found.target_entities) == (21, 25)
+    assert not found.is_same
+
+
+async def test_compare_with_an_empty_store(source: Store, target: Store) -> None:
+    assert (await compare(source, target)).is_same
+    await fill(source, many(130))
+    found = await compare(source, target)
+    assert (found.missing, len(found.differences), found.is_same) == (130, 100, False)
+    assert (await compare(target, source)).extra == 130
+    with pytest.raises(BadArgumentError, match="same store"):
+        await compare(source, source)
+
+
+async def test_a_comparison_resumes(source: Store, target: Store, tmp_path: Path) -> None:
+    await fill(source, many(100))
+    await fill(target, [entity for entity in many(100) if entity.key.id not in (5, 95)])
+    file = tmp_path / "compare.progress"
+    real, pages = target.run, 0
+
+    def run(query: Query, options: RunOptions = RunOptions()) -> Any:  # noqa: B008
+        stream = real(query, options)
+        fetch = stream.next_page
+
+        async def next_page() -> Any:
+            nonlocal pages
+            pages += 1
+            if pages == 5:
+                raise UnavailableError("unplugged")
+            return await fetch()
+
+        stream.next_page = next_page  # type: ignore[method-assign]
+        return stream
+
+    target.run = run  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        await compare(source, target, progress_file=file, page_size=10)
+    assert json.loads(file.read_text())["mark"]["source_entities"] > 0
+    found = await compare(source, target, progress_file=file, resume=True, page_size=10)
+    assert 0 < found.resumed < 100
+    assert (found.source_entities, found.target_entities) == (100, 98)
+    assert found.differences == [Difference(Key("N", i), "missing") for i in (5, 95)]
+    assert not file.exists()
+    with pytest.raises(BadArgumentError, match="nothing to resume"):
+        await compare(source, target, progress_file=file, resume=True)
+    with pytest.raises(BadArgumentError, match="name its progress file"):
+        await compare(source, target, resume=True)
+
+
+async def test_a_copy_whose_verification_was_interrupted_is_not_made_again(
+    source: Store, target: Store, tmp_path: Path
+) -> None:
+    await fill(source, many(30))
+    file = tmp_path / "copy.progress"
+    real = target.run
+
+    def run(query: Query, options: RunOptions = RunOptions()) -> Any:  # noqa: B008
+        raise UnavailableError("unplugged")
+
+    target.run = run  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        await copy(source, target, verify=True, progress_file=file)
+    target.run = real  # type: ignore[method-assign]
+    target.committed = 0
+    report = await copy(source, target, verify=True, progress_file=file, resume=True)
+    assert (report.entities, report.resumed, report.verified, target.committed) == (0, 30, 30, 0)
+    assert not file.exists()
+
+
+async def test_compare_tells_its_progress(source: Store, target: Store) -> None:
+    await fill(source, many(25))
+    await fill(target, many(25))
+    seen: list[TransferProgress] = []
+    await compare(source, target, progress=seen.append, page_size=10)
+    assert [(p.phase, p.entities) for p in seen] == [
+        ("compare", 10),
+        ("compare", 20),
+        ("compare", 25),
+        ("check", 0),
+        ("check", 0),
+    ]
+    assert seen[0].total_entities == 25
+
+
+# ------------------------------------------------------------------------------------ copy, resumed
 
 
 async def test_a_copy_resumes_after_the_last_key(source: Store, target: Store, tmp_path: Path) -> None:
