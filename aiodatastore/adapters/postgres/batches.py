@@ -114,7 +114,7 @@ _WRITTEN = 1
 
 
 def _touches(commits: Sequence[RowCommit]) -> tuple[list[int], list[int], list[bool], list[bool]]:
-    """What each commit looks at and changes, as numbers, if some commit looks at what another one changes; else nothing.
+    """What each commit looks at and changes, as numbers, if some commit looks at what another changes; else nothing.
 
     The server judges independent commits all at once, others in rounds.
     """

@@ -7,6 +7,7 @@ import asyncio
 import asyncpg
 
 from aiodatastore.errors import (
+    BadArgumentError,
     BadRequestError,
     CorruptDataError,
     DatastoreError,
@@ -50,7 +51,7 @@ _GONE = (
 
 def is_lost(exc: BaseException) -> bool:
     """Whether the connection is gone, or could not be made: another one may do."""
-    return isinstance(exc, _LOST) and not isinstance(exc, asyncpg.DataError)
+    return isinstance(exc, _LOST) and not isinstance(exc, asyncpg.ClientConfigurationError | ValueError)
 
 
 def is_passing(exc: BaseException) -> bool:
@@ -77,5 +78,7 @@ def translate(exc: BaseException, url: str) -> DatastoreError:
         return BadRequestError(f"{url}: larger than PostgreSQL allows ({exc})")
     if isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
         return UnavailableError(f"{url}: the server refuses the connection ({exc})")
+    if isinstance(exc, asyncpg.ClientConfigurationError):
+        return BadArgumentError(f"{url}: {exc}")
     reason = str(exc) or type(exc).__name__
     return UnavailableError(f"{url}: {reason}")

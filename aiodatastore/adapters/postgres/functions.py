@@ -3,9 +3,9 @@
 Each is made twice: for stores that have only short keys and rows, and (``_long``) for those that met a long one, whose
 statements look into both tables. ``@`` stands for the schema; the numbers of commits begin with 1.
 
-Why the statements are as they are: a plan is made once and kept, perhaps while the tables are empty. ``LATERAL … LIMIT 1``
-leaves the planner nothing but a probe for each name, and ``enable_seqscan = off`` makes that an index's. Rows to change
-are named by their ``ctid``: that is safe for the only writer.
+Why the statements are as they are: a plan is made once and kept, perhaps while the tables are empty.
+``LATERAL … LIMIT 1`` leaves the planner nothing but a probe for each name, and ``enable_seqscan = off`` makes that an
+index's. Rows to change are named by their ``ctid``: that is safe for the only writer.
 """
 
 from __future__ import annotations
@@ -347,9 +347,9 @@ def _add_rows(long: bool) -> str:
 
 
 def _intersect(long: bool) -> str:
-    """A leapfrog in chunks: some rows of one span are looked up in the others, then all go on where the farthest is, and
-    that one leads."""
-    also = f"UNION ALL SELECT tail FROM @.long_rows WHERE row = a.prefix || c.rest" if long else ""
+    """A leapfrog in chunks: some rows of one span are looked up in the others, then all go on where the farthest is,
+    and that one leads."""
+    also = "UNION ALL SELECT tail FROM @.long_rows WHERE row = a.prefix || c.rest" if long else ""
 
     def part(reverse: bool) -> str:
         span = spanned("rows", "row", "row", "prefix || lo", "prefix || hi", "size", long=long, reverse=reverse)

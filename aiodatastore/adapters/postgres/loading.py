@@ -28,8 +28,8 @@ async def load(
 ) -> Any:
     """The function's answer, or None if this has to be done the usual way; then nothing was written.
 
-    The function is called without the puts: it takes the lock, checks, counts the version on and remembers the token. What
-    it would write is then copied, in the same transaction.
+    The function is called without the puts: it takes the lock, checks, counts the version on and remembers the token.
+    What it would write is then copied, in the same transaction.
     """
     keys = [put.key for commit in batch.commits for put in commit.puts]
     if len(set(keys)) < len(keys) or any(

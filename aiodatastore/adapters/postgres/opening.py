@@ -14,14 +14,21 @@ _LOCK_CLASS = 1633972340  # beside that of the writers
 _FOUND = "SELECT quote_ident($1::text), to_regclass(quote_ident($1::text) || '.migrations') IS NOT NULL"
 
 
-async def prepare(connection: Connection, schema: str, url: str) -> str:
-    """The schema's name as the server quotes it; made if need be and up to date.
+async def prepare(connection: Connection, schema: str, url: str, *, read_only: bool = False) -> str:
+    """The schema's name as the server quotes it; made if need be and up to date, unless ``read_only``.
 
     :raises FormatVersionError: if a newer version of this package made it
     :raises UnavailableError: if it has to be made or changed and the role may not
     """
     quoted, found = await connection.fetchrow(_FOUND, schema)
-    if not (found and await _version(connection, quoted, url) == len(MIGRATIONS)):
+    current = found and await _version(connection, quoted, url) == len(MIGRATIONS)
+    if read_only:
+        if not current:
+            raise UnavailableError(
+                f"{url}: the schema {quoted} is not there or not of this version, and read_only=True"
+            )
+        return str(quoted)
+    if not current:
         try:
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", _LOCK_CLASS, schema)

@@ -39,7 +39,7 @@ class Connections(Protocol):
 class OwnConnections:
     """At most ``max_size`` connections, made when they are needed; the last one used is used next.
 
-    Taking an idle one costs nothing: nothing is sent to a server to clean up after statements that leave nothing behind.
+    Taking an idle one costs nothing: nothing is sent to clean up after statements that leave nothing behind.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], *, min_size: int, max_size: int) -> None:
@@ -48,7 +48,7 @@ class OwnConnections:
         self._max_size = max_size
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
-        self._making = 0
+        self._making: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
@@ -56,13 +56,16 @@ class OwnConnections:
         """Make the first ``min_size``."""
         made = []
         try:
-            for _ in range(max(1, self._min_size)):
+            for _ in range(self._min_size):
                 made.append(await self.take())
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pass  # the others are made when they are needed
         finally:
             for connection in made:
                 await self.give_back(connection)
 
     async def take(self) -> Connection:
+        waited = False
         while True:
             while self._idle:
                 connection = self._idle.pop()
@@ -71,21 +74,19 @@ class OwnConnections:
                     return connection
             if self._closed:
                 raise StoreClosedError("the store is closed")
-            if len(self._lent) + self._making < self._max_size:
-                self._making += 1
-                try:
-                    connection = await self._connect()
-                finally:
-                    self._making -= 1
-                    if len(self._lent) + self._making < self._max_size:
-                        self._wake()  # if it is not made, somebody else may try
-                if self._closed:
-                    connection.terminate()
-                    continue
-                self._lent.add(connection)
-                return connection
+            if len(self._lent) + len(self._making) < self._max_size:
+                task = asyncio.create_task(self._make())
+                self._making.add(task)
+                # Who waits may be cancelled, and asyncpg does not clean up after a connect that is: it goes on.
+                task.add_done_callback(self._made)
+                await asyncio.shield(task)
+                continue
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+            if waited:
+                self._waiting.appendleft(turn)  # somebody who came later was faster: stay the first in line
+            else:
+                self._waiting.append(turn)
+            waited = True
             try:
                 await turn
             except BaseException:
@@ -95,6 +96,17 @@ class OwnConnections:
             finally:
                 if turn in self._waiting:
                     self._waiting.remove(turn)
+
+    async def _make(self) -> None:
+        self._idle.append(await self._connect())
+
+    def _made(self, task: asyncio.Task[None]) -> None:
+        self._making.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits still gets it
+        if self._closed:
+            self.drop_idle()
+        self._wake()  # it may be for others; if it was not made, they may try
 
     def _wake(self) -> None:
         while self._waiting:
@@ -119,6 +131,8 @@ class OwnConnections:
         self._closed = True
         for connection in self._lent:
             connection.terminate()
+        if self._making:
+            await asyncio.wait(self._making)  # as long as a connect may take
         while self._waiting:
             self._wake()
         while self._idle:

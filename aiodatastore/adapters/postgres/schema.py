@@ -4,8 +4,8 @@
 depends on a ``search_path``, which a pooler or an application's own pool would have to keep.
 
 A B-tree holds at most about 2700 bytes a row, and an index row may have ten thousand. Longer ones are kept in
-``long_entities`` and ``long_rows``, whose indexes have the first bytes (for order) and a hash (to find one). A store that
-never met one (``meta.long`` is false) never looks there.
+``long_entities`` and ``long_rows``, whose indexes have the first bytes (for order) and a hash (to find one). A store
+that never met one (``meta.long`` is false) never looks there.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ __all__ = ["SESSION", "Statements", "statements"]
 
 SESSION: Final = {
     "jit": "off",
+    "default_transaction_isolation": "read committed",
     # Plans are made once, perhaps while the tables are empty; this leaves only those that stay right: along an index.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -30,8 +31,8 @@ _VERIFY_PARAMETERS: Final = 11
 class Statements:
     """Every statement has ``$1``, ``$2``, … for its values; the only name in them is the schema's.
 
-    Those that read give the store's version with the rows; a version of -2 (or ``is_long``) tells that the store has long
-    rows, and has to be asked with the statements for those.
+    Those that read give the store's version with the rows; a version of -2 tells that the store has
+    long rows, and has to be asked with the statements for those.
     """
 
     get: str

@@ -12,6 +12,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlencode
 
@@ -19,7 +20,6 @@ import asyncpg
 
 from aiodatastore.adapters.postgres import errors
 from aiodatastore.adapters.postgres.batches import batch_arguments, check_arguments, has_long, outcomes, writes
-from aiodatastore.adapters.postgres.functions import SHORT
 from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
@@ -56,6 +56,8 @@ _LENGTH: Final = struct.Struct(">i")
 _VERSION: Final = struct.Struct(">q")
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 1.0
+_REPLICA_REST_S: Final = 5.0
+"""For so long a replica that could not be reached is left alone, and the primary answers."""
 _LONG_NOTED: Final = -2
 
 
@@ -76,19 +78,21 @@ class _Slot:
 class PostgresRowStore(RowStore):
     """Rows in one schema of a PostgreSQL database (14 to 18), shared by any number of processes and machines.
 
-    - Durability: the server's. With ``synchronous_commit`` at its default an acknowledged commit survives a crash of the
-      process, of the server and of the machine.
+    - Durability: the server's. With ``synchronous_commit`` at its default an acknowledged commit survives a crash of
+      the process, of the server and of the machine.
     - Isolation: serializable, among all that use the schema. A batch is one call of a function that takes the store's
       writing lock, checks versions and spans, and applies; every read is one statement, and sees one moment.
     - Limits of one commit: 1 GB in all. One batch writes at a time: what is committed side by side in a process
       goes in one batch, processes take turns.
-    - Cost: a read of any number of keys, a page of a query, a merge join, a count, a batch of commits: one round trip each.
+    - Cost: one round trip for a read of any number of keys, a page of a query, a merge join, a count, a batch of
+      commits.
 
     Give either ``dsn`` (``postgresql://user:password@host:port/database``, several hosts with commas) or ``pool``, an
-    asyncpg pool, which is left open. ``schema`` is made if it is missing. ``max_size`` connections at most, ``min_size``
-    of them at once. ``retry_s``: how long a call goes on when the server can't be reached. ``command_timeout_s``: an answer
-    that takes longer counts as a lost connection. ``replica``: the DSN of a server that follows this one, for
-    reads that may be late. ``read_only`` refuses writes and makes nothing. ``ssl`` as asyncpg takes it.
+    asyncpg pool, which is left open. ``schema`` is made if it is missing. ``max_size`` connections at most,
+    ``min_size`` of them at once. ``retry_s``: how long a call goes on when the server can't be reached.
+    ``command_timeout_s``: an answer that takes longer counts as a lost connection. ``replica``: the DSN of a server
+    that follows this one, for reads that may be late. ``read_only`` refuses writes and makes nothing. ``ssl`` as
+    asyncpg takes it.
 
     :raises BadArgumentError: if a setting is out of range
     """
@@ -104,9 +108,9 @@ class PostgresRowStore(RowStore):
         min_size: int = 1,
         max_size: int = 10,
         retry_s: float = 15.0,
-        command_timeout_s: float = 60.0,
+        command_timeout_s: float = 15.0,
         connect_timeout_s: float = 10.0,
-        statement_cache_size: int = 100,
+        statement_cache_size: int | None = None,
         pooler: Literal["none", "transaction"] = "none",
         target_session_attrs: str = "primary",
         replica: str | None = None,
@@ -121,8 +125,10 @@ class PostgresRowStore(RowStore):
             raise BadArgumentError(
                 f"min_size={min_size}, max_size={max_size}: expected 0 <= min_size <= max_size, 1 or more"
             )
-        if retry_s < 0 or command_timeout_s <= 0 or connect_timeout_s <= 0 or statement_cache_size < 0:
+        if retry_s < 0 or command_timeout_s <= 0 or connect_timeout_s <= 0 or (statement_cache_size or 0) < 0:
             raise BadArgumentError("retry_s and statement_cache_size must be at least 0, the time-outs more than 0")
+        if statement_cache_size is None:
+            statement_cache_size = 100 if pooler == "none" else 0
         if pooler not in ("none", "transaction"):
             raise BadArgumentError(f"pooler={pooler!r}: expected 'none' or 'transaction'")
         self._dsn = dsn
@@ -150,7 +156,7 @@ class PostgresRowStore(RowStore):
                 schema=schema,
                 min_size=0,
                 max_size=max_size,
-                retry_s=retry_s,
+                retry_s=0,
                 command_timeout_s=command_timeout_s,
                 connect_timeout_s=connect_timeout_s,
                 statement_cache_size=statement_cache_size,
@@ -162,6 +168,8 @@ class PostgresRowStore(RowStore):
             if replica is not None
             else None
         )
+        self._primary: PostgresRowStore | None = None
+        self._primary_until = 0.0
         self._state: Literal["new", "open", "closed", "forked"] = "new"
         self._pool: OwnConnections | LentConnections | None = None
         self._statements: Statements
@@ -186,17 +194,12 @@ class PostgresRowStore(RowStore):
         self._slots = []
         self._writing = 0
         self._idle = None
-        self._pool = (
-            OwnConnections(self._connect, min_size=self._min_size, max_size=self._max_size)
-            if self._given is None
-            else LentConnections(self._given)
-        )
+        self._pool = self._own_connections() if self._given is None else LentConnections(self._given)
         self._state = "open"
         try:
             self._quoted = await self._run(self._prepare)
             self._statements = statements(self._quoted, False)
-            if self._min_size > 1:
-                await self._run(self._fill)
+            await self._pool.fill()
         except BaseException:
             await self.aclose()
             raise
@@ -204,21 +207,20 @@ class PostgresRowStore(RowStore):
         if self._replica is not None:
             self._replica._open_beside(self)
 
+    def _own_connections(self) -> OwnConnections:
+        connect = partial(asyncpg.connect, self._dsn, **self._connect_options)
+        return OwnConnections(connect, min_size=self._min_size, max_size=self._max_size)
+
     def _open_beside(self, primary: PostgresRowStore) -> None:
         """As the replica of an open store: it may be out of reach now, and has the same schema."""
-        self._pool = OwnConnections(self._connect, min_size=0, max_size=self._max_size)
+        self._pool = self._own_connections()
+        self._primary = primary
         self._quoted, self._statements, self._is_long = primary._quoted, primary._statements, primary._is_long
         self._state = "open"
         _open_stores.add(self)
 
     async def _prepare(self, connection: Connection) -> str:
-        return await prepare(connection, self._schema, self.url)
-
-    async def _fill(self, connection: Connection) -> None:
-        pass
-
-    async def _connect(self) -> Connection:
-        return await asyncpg.connect(self._dsn, **self._connect_options)
+        return await prepare(connection, self._schema, self.url, read_only=self._read_only)
 
     async def aclose(self) -> None:
         if self._state != "open":
@@ -253,6 +255,9 @@ class PostgresRowStore(RowStore):
         if self._state == "forked":
             return StoreClosedError(f"{self.url} was opened before fork(); open it in the child process itself")
         return StoreClosedError(f"{self.url} is not open: use 'async with Datastore(…)' or await open() first")
+
+    def _is_closed(self) -> bool:
+        return self._state != "open"
 
     def replica(self) -> RowStore | None:
         return self._replica
@@ -290,7 +295,7 @@ class PostgresRowStore(RowStore):
             else:
                 both = texts.scan_joined if with_entities else texts.scan_rows
             rows: list[Row] = list(
-                map(tuple, await connection.fetch(both[reverse], lo, hi, limit, timeout=self._timeout_s))  # type: ignore[arg-type]
+                map(tuple, await connection.fetch(both[reverse], lo, hi, limit, timeout=self._timeout_s))
             )
             return RowScan(rows, _take_version(rows))
 
@@ -446,6 +451,8 @@ class PostgresRowStore(RowStore):
         """``work`` on a connection, again on another one while that may help and ``retry_s`` have not passed."""
         if self._state != "open":
             raise self._refuse()
+        if self._primary is not None and time.monotonic() < self._primary_until:
+            return await self._primary._run(work)
         give_up = 0.0
         pause = 0.0
         unknown = False
@@ -481,13 +488,16 @@ class PostgresRowStore(RowStore):
                 await pool.give_back(connection, broken=lost)
             if isinstance(failure, DatastoreError) or not isinstance(failure, _DRIVER):
                 raise failure
-            if self._state != "open" and not writes:
+            if self._is_closed() and not writes:  # meanwhile
                 raise self._refuse() from failure
             if not lost and not errors.is_passing(failure):
                 raise errors.translate(failure, self.url) from failure
             now = time.monotonic()
             give_up = give_up or now + self._retry_s
             if now + pause >= give_up:
+                if self._primary is not None:
+                    self._primary_until = now + _REPLICA_REST_S
+                    return await self._primary._run(work)
                 raise self._unreachable(failure, writes, unknown) from failure
             if pause:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
