@@ -42,6 +42,8 @@ class Engine(ABC):
     sides: ClassVar[tuple[type[Side], ...]]
     works: ClassVar[frozenset[str]]
     processes: ClassVar[bool] = True
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Settings of our store that are measured besides, for gets: what to call them → query of the URL."""
 
     def __init__(self, folder: Path, given: str | None = None) -> None:
         self.folder = folder
@@ -210,6 +212,7 @@ class FileEngine(Engine):
     sides = (Ours, AioFiles, AioFilesParsed, ThreadedFiles)
     works = frozenset({"get", "put", "modify", "counter", "query", "shapes", "ycsb", "bank", "import"})
     processes = False
+    variants: ClassVar[Mapping[str, str]] = {"without a cache": "cache_mb=0"}
 
     async def look(self) -> None:
         """There is no server."""
@@ -220,7 +223,7 @@ class FileEngine(Engine):
         store = folder / "store"
         store.mkdir(parents=True)
         try:
-            yield Place(f"file://{store}", folder=store)
+            yield Place(f"file:///{store}", folder=store)
         finally:
             shutil.rmtree(folder)
 

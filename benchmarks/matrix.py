@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -19,7 +19,7 @@ from aiodatastore.bench.workloads import SHAPES
 from benchmarks.engines import Engine
 from benchmarks.loading import WAYS
 from benchmarks.processes import compare_crews
-from benchmarks.sides import Job, Place, Side, subject
+from benchmarks.sides import OURS, Job, Ours, Place, Side, subject
 from benchmarks.sizes import SEED
 
 if TYPE_CHECKING:
@@ -79,12 +79,22 @@ async def _common(context: Context, engine: Engine, work: str) -> None:
         settings={"entities" if data == "people" else "accounts": count, **engine.settings},
     )
     fresh = count + 1  # new numbers begin here, crews' far behind
-    async with engine.place(work) as place, _opened(engine, work, place) as sides:
+    async with AsyncExitStack() as stack:
+        place = await stack.enter_async_context(engine.place(work))
+        sides = await stack.enter_async_context(_opened(engine, work, place))
         await _load(engine, sides, data, count)
+        variants = []
+        for number, (label, setting) in enumerate(engine.variants.items() if work == "get" else ()):
+            other = await stack.enter_async_context(engine.place(f"{work}_{number}"))
+            mark = "&" if "?" in other.url else "?"
+            async with Ours.open(other) as loader:  # what it still held in memory is gone when it is closed
+                await loader.load(data, count)
+            varied = await stack.enter_async_context(Ours.open(replace(other, url=f"{other.url}{mark}{setting}")))
+            variants.append(varied.get(f"{label}: {OURS}", count, SEED))
         counted: dict[str, int] = {}
         for kind, case in _CASES.get(work, ((work, ""),)):
             job = Job(kind, count, SEED, fresh)
-            subjects = _subjects(sides, job, case)
+            subjects = _subjects(sides, job, case) + variants
             for tasks in context.spread:
                 result.figures += await compare(subjects, effort, tasks=tasks, server=engine.meter())
             result.figures += await _crews(context, engine, place, job, case, effort, counted)

@@ -165,6 +165,11 @@ def _file(results: Sequence[Result], tasks: int) -> list[Target]:
 
     return [
         Target("file get, 1 task, against reading the file with aiofiles", 1, faster("get", AioFiles.name)),
+        Target(
+            "– without our cache",
+            None,
+            _ratio(results, "file_get", f"without a cache: {OURS}", AioFiles.name),
+        ),
         Target("– against reading and parsing it", None, faster("get", AioFilesParsed.name)),
         Target("– against reading it in a thread, in one trip", None, faster("get", ThreadedFiles.name)),
         Target("file put, 1 task, against aiofiles with fsync and rename", None, faster("put", AioFiles.name)),
