@@ -60,6 +60,7 @@ class Connections:
         self._idle: list[Driver] = []
         self._lent: set[Driver] = set()
         self._turns = asyncio.Semaphore(size)
+        self._size = size
         self._closed = False
 
     async def exchange(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
@@ -69,6 +70,7 @@ class Connections:
         :raises redis.exceptions.ConnectionError, OSError, TimeoutError: what was sent may have been executed or not
         """
         async with self._turns:
+            self._check_open()
             connection = self._idle.pop() if self._idle else self._make()
             self._lent.add(connection)
             answers: list[Any] = []
@@ -102,6 +104,10 @@ class Connections:
                 self._idle.append(connection)
             return answers
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotSentError from ConnectionResetError("the store was closed")
+
     async def renew(self) -> None:
         """Close idle connections: one has shown that the server went away, or changed its part."""
         idle, self._idle = self._idle, []
@@ -109,12 +115,23 @@ class Connections:
             await _drop(connection)
 
     async def aclose(self) -> None:
-        """Close all; exchanges under way fail."""
+        """Close all; exchanges under way fail, and their end is waited for, for a second."""
         self._closed = True
         idle, self._idle = self._idle, []
-        for connection in [*idle, *self._lent]:
-            with suppress(Exception):
-                await connection.disconnect()
+        open_ones = [*idle, *self._lent]
+        try:
+            while open_ones:
+                with suppress(Exception):
+                    await open_ones[-1].disconnect()
+                open_ones.pop()
+        except BaseException:
+            for connection in open_ones:
+                await _drop(connection)
+            raise
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                for _ in range(self._size):
+                    await self._turns.acquire()
 
     def abandon(self) -> None:
         """Close at once, without a loop: for stores that were never closed."""
