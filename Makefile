@@ -8,6 +8,8 @@
 
 PYTHON ?=
 BIN := .venv/bin
+# Tests run in as many processes as there are processors, each with servers of its own.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-all serve test test-others test-all lint format docs bench clean
@@ -33,10 +35,10 @@ demo-all: .venv/.has-demo ## Run the demo with all 234,908 cities
 serve: setup ## Run the example web service on http://127.0.0.1:8000
 	@$(BIN)/uvicorn examples.service.app:app
 
-test: setup ## Run the test suite; ARGS="-k cursor" narrows it
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the test suite; ARGS="-k cursor" narrows it, ARGS="-n 0" runs it in one process
+	@$(PYTEST) $(ARGS)
 
-test-others: setup ## Run the test suite on the other Pythons (3.11 to 3.13) that are installed
+test-others: setup ## Run what depends on the Python on the others (3.11 to 3.13) that are installed
 	@.ci/test-others $(ARGS)
 
 test-all: test test-others ## Both
