@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Protocol
 
 import msgspec
@@ -148,14 +149,17 @@ def _document(payload: bytes) -> dict[str, Any]:
 
 
 def _told(payload: bytes, message: str) -> str:
-    """Where in a document JSON is malformed: the parser tells the byte."""
-    head, separator, place = message.rpartition("(byte ")
-    number = place.rstrip(")")
-    at = int(number) if separator and number.isdigit() else len(payload)
-    before = payload[:at]
-    line = before.count(b"\n") + 1
-    column = at - (before.rfind(b"\n") + 1) + 1
-    return f"line {line}, column {column}: {head.strip() or message}"
+    """Where in a document JSON is malformed: Python's own parser is slower, and tells."""
+    try:
+        json.loads(payload.decode())
+    except json.JSONDecodeError as exc:
+        return f"line {exc.lineno}, column {exc.colno}: {exc.msg}"
+    except UnicodeDecodeError as exc:
+        line = payload.count(b"\n", 0, exc.start) + 1
+        return f"line {line}: not UTF-8"
+    except (RecursionError, ValueError):
+        pass
+    return f"line 1: {message}"
 
 
 def _line_of(payload: bytes, document: dict[str, Any], message: str) -> str:

@@ -189,7 +189,7 @@ class EntityFiles(Layout):
                 path, has_key_file = self._raw_path(key), True
             else:
                 path = place.path
-                has_key_file = not place.is_exact and not self._names_keys
+                has_key_file = not place.is_exact and (payload is None or not self._names_keys)
             yield [key], path, self._apply_one(key, path, payload, has_key_file)
 
     def load(self, path: str) -> list[tuple[bytes, bytes]]:

@@ -179,9 +179,11 @@ def unescape(component: str, extension: str = ".json", *, is_kind: bool = False)
         text = _ESCAPE.sub(lambda match: bytes.fromhex(match[0].replace("%", "")).decode(), stem)
     except UnicodeDecodeError as exc:
         raise PathError(f"{component!r} has percent signs that are no UTF-8") from exc
-    right = escape(text, extension, is_kind=is_kind) if text else ""
+    if not text:
+        raise PathError(f"{component!r} is no name")
+    right = escape(text, extension, is_kind=is_kind)
     if right != component:
-        raise PathError(f"{component!r} should be {right!r}" if right else f"{component!r} is no name")
+        raise PathError(f"{component!r} should be {right!r}")
     return text
 
 
@@ -258,7 +260,7 @@ def parse_path(path: str, extension: str) -> bytes | None:
             name = unescape(ident, extension)
             pairs.append((kind or "", name))
         is_exact = is_exact and kind is not None and name is not None
-    if not is_exact:
+    if not is_exact or project is None or namespace is None:
         return None
     return _checked(project, namespace, pairs)
 
@@ -271,13 +273,14 @@ def _checked(project: str, namespace: str, pairs: list[tuple[str, int | str | No
         raise PathError(str(exc)) from exc
 
 
-def _take_partition(parts: list[str], extension: str) -> tuple[str, str]:
-    """Remove what stands for project and namespace from the front."""
-    project = namespace = ""
+def _take_partition(parts: list[str], extension: str) -> tuple[str | None, str | None]:
+    """Remove what stands for project and namespace from the front; None for one that was cut."""
+    project: str | None = ""
+    namespace: str | None = ""
     if parts[0].startswith("@@"):
-        project = unescape(parts.pop(0)[2:], extension) or ""
+        project = unescape(parts.pop(0)[2:], extension)
     if parts and parts[0].startswith("@"):
-        namespace = unescape(parts.pop(0)[1:], extension) or ""
+        namespace = unescape(parts.pop(0)[1:], extension)
     return project, namespace
 
 
@@ -297,8 +300,8 @@ def _kind_place(project: str, namespace: str, kind: str, extension: str) -> Plac
     return Place("/".join([*_partition_parts(project, namespace, extension), _kind(kind, extension)]) + extension)
 
 
-def parse_kind_path(path: str, extension: str) -> tuple[str, str, str | None]:
-    """Project, namespace and kind (None: cut) of a file that holds all of a kind.
+def parse_kind_path(path: str, extension: str) -> tuple[str | None, str | None, str | None]:
+    """Project, namespace and kind (None for one that was cut) of a file that holds all of a kind.
 
     :raises PathError: if it is no kind's
     """
