@@ -5,6 +5,10 @@ that arrive meanwhile wait, and the first of them takes all that wait (up to a b
 the baton goes from task to task, and no background task is needed. One round trip then serves every get, and
 one round trip and one ``fsync`` every commit, that was awaited while the last was under way.
 
+Where the tasks' own work takes longer than the store's, that would leave each of the two waiting for the other: all
+tasks would be answered at once, work, and ask at once. Then a batch takes half of them and goes before the tasks of the
+last one run: the store works for one half while the event loop works for the other.
+
 What happens between two awaits:
 
 - A waiting call that is cancelled leaves the line; if it was just given the baton, it passes it on.
@@ -34,7 +38,7 @@ import anyio.lowlevel
 from aiodatastore.adapters.base import Adapter, Commit, Lookup, Outcome, ReadPolicy
 from aiodatastore.errors import DatastoreError, DeadlineExceededError, UnavailableError
 from aiodatastore.rowstore import Capability
-from aiodatastore.waiting import Waiter, make_waiter, outlast, to_the_end
+from aiodatastore.waiting import Waiter, call_later_on, make_waiter, outlast, to_the_end
 
 if TYPE_CHECKING:
     from aiodatastore.entity import Entity
@@ -71,6 +75,10 @@ MIN_HOLD_S = 0.00025
 class NotSentError(DeadlineExceededError):
     """The deadline of a commit passed before it was sent."""
 
+
+_TWO_HALVES = 16
+"""Calls from which on a batch may leave half of them to the next."""
+_LEARNING = 0.2
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -125,6 +133,10 @@ class Batcher(Generic[Request, Answer]):
         self._busy = False
         self._beside = False
         self._idle: anyio.Event | None = None
+        self._last = 0  # calls of the last batch, which may soon come again
+        self._flight_s = 0.0  # how long a batch is under way
+        self._own_s = 0.0  # how long the event loop is busy with a call that was answered
+        self._call_later: Callable[..., Any] | None = None
         self._make_waiter: Callable[[], Waiter] = self._first_waiter
 
     async def call(self, request: Request, weight: int = 1) -> Answer:
@@ -134,6 +146,7 @@ class Batcher(Generic[Request, Answer]):
             try:
                 return (await self._send([request]))[0]
             finally:
+                self._last = 1
                 self._pass_on()
         call: _Call[Request, Answer] = _Call(request, weight, self._make_waiter())
         self._queue.append(call)
@@ -155,6 +168,7 @@ class Batcher(Generic[Request, Answer]):
 
     def _first_waiter(self) -> Waiter:
         self._make_waiter = make_waiter()  # not before there is an event loop
+        self._call_later = call_later_on()
         return self._make_waiter()
 
     def _pass_on(self) -> None:
@@ -182,45 +196,75 @@ class Batcher(Generic[Request, Answer]):
     def _take_batch(self) -> list[_Call[Request, Answer]]:
         """The first in line (who leads) and as many after it as fit."""
         queue = self._queue
+        most = len(queue)
+        everybody = most + self._last
+        if everybody >= _TWO_HALVES and self._flight_s < self._own_s * everybody:
+            most = (everybody + 1) // 2
         batch = [queue.popleft()]
         weight = batch[0].weight
-        while queue and weight + queue[0].weight <= self._max_weight:
+        while queue and weight + queue[0].weight <= self._max_weight and len(batch) < most:
             weight += queue[0].weight
             batch.append(queue.popleft())
         for call in batch:
             call.state = _State.SENT
         return batch
 
-    async def _lead(self) -> None:
-        batch = self._take_batch()
-        try:
-            await self._attempt(batch)
-        except BaseException:
-            # Cancelled (errors are settled): the others' requests go back to the front, in their order.
-            for call in reversed(batch[1:]):
-                if call.state is _State.SENT:
-                    call.state = _State.WAITING
-                    self._queue.appendleft(call)
-            raise
-        finally:
-            self._pass_on()
+    def _learn(self, size: int, started: float, answered: float) -> None:
+        """Note how long a batch took, and find out how long its tasks keep the event loop busy."""
+        if size < _TWO_HALVES // 2:
+            return
+        self._flight_s += (answered - started - self._flight_s) * _LEARNING
+        if self._call_later is not None:
+            self._call_later(self._learn_own, size, answered)
 
-    async def _attempt(self, batch: list[_Call[Request, Answer]]) -> None:
+    def _learn_own(self, size: int, answered: float) -> None:
+        self._own_s += ((time.perf_counter() - answered) / size - self._own_s) * _LEARNING
+
+    async def _lead(self) -> None:
         """Send a batch and settle its calls, with errors too."""
+        batch = self._take_batch()
+        has_baton = True
+        started = time.perf_counter()
         try:
-            answers = await self._send([call.request for call in batch])
-        except Exception as exc:
-            if len(batch) == 1 or not _is_of_one_request(exc):
-                _settle_all(batch, exc)
+            try:
+                answers = await self._send([call.request for call in batch])
+            except Exception as exc:
+                if len(batch) == 1 or not _is_of_one_request(exc):
+                    _settle_all(batch, exc)
+                else:
+                    await self._send_one_by_one(batch)
                 return
-        else:
+            answered = time.perf_counter()
+            self._last = len(batch)
+            has_baton = False
+            self._pass_on()  # the next batch goes before these tasks run
             for call, answer in zip(batch, answers, strict=True):
                 if call.state is _State.SENT:
                     call.settle(answer)
-            return
+            self._learn(len(batch), started, answered)
+        except BaseException as exc:
+            self._interrupted(batch, exc)
+            raise
+        finally:
+            if has_baton:
+                self._pass_on()
+
+    async def _send_one_by_one(self, batch: list[_Call[Request, Answer]]) -> None:
         for call in batch:
             if call.state is _State.SENT:
-                await self._attempt([call])
+                try:
+                    answers = await self._send([call.request])
+                except Exception as exc:
+                    call.settle(None, exc)
+                else:
+                    call.settle(answers[0])
+
+    def _interrupted(self, batch: list[_Call[Request, Answer]], exc: BaseException) -> None:
+        """The leader was cancelled (errors are settled): the others' requests go back to the front, in their order."""
+        for call in reversed(batch[1:]):
+            if call.state is _State.SENT:
+                call.state = _State.WAITING
+                self._queue.appendleft(call)
 
 
 class CommitBatcher(Batcher[Commit, Outcome]):
@@ -257,6 +301,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             try:
                 return await self._settle_alone(commit)
             finally:
+                self._last = 1
                 self._pass_on()
         if not self._beside and len(commit.writes) >= LARGE_WRITES:
             if deadline != math.inf and anyio.current_time() >= deadline:
@@ -267,6 +312,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             finally:
                 self._beside = False
                 self._tell_idle()
+        self._adapter.prepare(commit)
         call: _Call[Commit, Outcome] = _Call(commit, _weight(commit), self._make_waiter())
         self._queue.append(call)
         kept = None
@@ -299,18 +345,11 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             raise kept from call.error
         return _checked(call.result(), kept), kept
 
-    async def _lead(self) -> None:
-        batch = self._take_batch()
-        try:
-            await self._attempt(batch)
-        except BaseException as exc:
-            # Only a loop that is being torn down, or ctrl-C, gets here.
-            for call in batch:
-                if call.state is _State.SENT:
-                    call.settle(None, _lost(exc))
-            raise
-        finally:
-            self._pass_on()
+    def _interrupted(self, batch: list[_Call[Commit, Outcome]], exc: BaseException) -> None:
+        """Only a loop that is being torn down, or ctrl-C, gets here."""
+        for call in batch:
+            if call.state is _State.SENT:
+                call.settle(None, _lost(exc))
 
     async def _settle_alone(self, commit: Commit) -> tuple[Outcome, BaseException | None]:
         outcomes, error, kept = await self._deliver_whatever([commit])

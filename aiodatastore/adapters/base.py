@@ -80,6 +80,8 @@ class Commit:
     spans: Sequence[SpanCheck] = ()
     writes: Sequence[Put | Delete] = ()
     token: bytes = b""
+    prepared: Any = field(default=None, repr=False, compare=False)
+    """What the adapter made of it ahead, see :meth:`Adapter.prepare`; nobody else looks at it."""
 
 
 @dataclass(slots=True)
@@ -236,6 +238,14 @@ class Adapter(ABC):
     @abstractmethod
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Apply transactions in order, each atomic by itself, all in one round trip; one outcome each."""
+
+    def prepare(self, commit: Commit) -> None:
+        """Encode ahead what :meth:`commit` will need, and keep it in ``commit.prepared``.
+
+        Called while the commit waits for the one before it and there is nothing better to do. What can't be
+        encoded is told by :meth:`commit`.
+        """
+        return
 
     @abstractmethod
     async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:

@@ -24,6 +24,9 @@ class Slow:
         self.sizes: list[list[int]] = []
         self.under_way = 0
 
+    def prepare(self, commit: Commit) -> None:
+        return
+
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         self.sizes.append([len(commit.writes) for commit in batch])
         self.under_way += 1

@@ -35,7 +35,7 @@ from aiodatastore.errors import (
     FormatVersionError,
     StoreReadOnlyError,
 )
-from aiodatastore.indexing.catalog import CATALOG_KEY
+from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
 from aiodatastore.indexing.encoding import (
     FORMAT_VERSION,
@@ -200,6 +200,22 @@ class EngineAdapter(Engine, Adapter):
         checks = [(key._encoded or encode_key(key), version) for key, version in commit.checks.items()]
         return RowCommit(checks, commit.spans, puts, deletes, token=commit.token)
 
+    def prepare(self, commit: Commit) -> None:
+        """Encode the entities and their index rows, for the indexes there are now."""
+        if len(commit.writes) <= _SLICE:
+            try:
+                commit.prepared = self.catalog, self._prepare(commit)
+            except DatastoreError:
+                pass  # commit() tells
+
+    async def _prepared(self, commit: Commit, catalog: Catalog) -> RowCommit:
+        if commit.prepared is not None and commit.prepared[0] is catalog:
+            ready: RowCommit = commit.prepared[1]
+            return ready
+        if len(commit.writes) > _SLICE:
+            return await self._prepare_in_slices(commit)
+        return self._prepare(commit)
+
     async def _prepare_in_slices(self, commit: Commit) -> RowCommit:
         """The same, while others run now and then."""
         puts: list[RowPut] = []
@@ -226,8 +242,7 @@ class EngineAdapter(Engine, Adapter):
                     outcomes[place] = Outcome(None, stale_spans=lost)
                     continue
                 try:
-                    large = len(commit.writes) > _SLICE
-                    prepared.append(await self._prepare_in_slices(commit) if large else self._prepare(commit))
+                    prepared.append(await self._prepared(commit, catalog))
                     places.append(place)
                 except DatastoreError as exc:
                     outcomes[place] = Outcome(None, error=exc)
