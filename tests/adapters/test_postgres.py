@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -30,6 +32,7 @@ from aiodatastore.errors import (
     StoreReadOnlyError,
     UnavailableError,
 )
+from aiodatastore.jsonl import dump_entity
 from aiodatastore.rowstore import (
     TAIL_MULTI,
     RowBatch,
@@ -40,6 +43,7 @@ from aiodatastore.rowstore import (
     SpanCheck,
     StaleFenceError,
 )
+from aiodatastore.values import Blob, GeoPoint, Text
 from tests.adapters.rows import ALL_KEYS, ALL_ROWS, commit, entities, entity, index_rows, puts, rows_of, seen, versions
 from tests.engines import PostgresSession, fresh_name
 
@@ -698,3 +702,78 @@ async def test_a_replica_reads_and_the_primary_stands_in(dsn: str, space: str) -
         assert replica is not None
         assert (await replica.read([b"a"])).records == [(1, b"x")]
         assert (await replica.scan(ALL_ROWS, 5)).rows == [(b"x|a", 1, None, None)]
+
+
+# ------------------------------------------------------------------------------------------- SQL for people
+
+
+AWKWARD: dict[str, Any] = {
+    "none": None,
+    "bools": [True, False],
+    "ints": [0, 1, -1, 127, 128, -32, -33, 255, 256, -128, -129, 65535, 65536, -(2**31), 2**32, 2**63 - 1, -(2**63)],
+    "floats": [0.0, 1.5, -2.25, 0.1, 1e308, -1.7976931348623157e308, 5e-324, 2.2250738585072014e-308, 1 / 3, -1e-310],
+    "not numbers": [float("nan"), float("inf"), float("-inf")],
+    "text": ["", "a", "Größe ☃ 🎉", "x" * 40, "y" * 300, 'quote " back \\ slash', "%/:"],
+    "bytes": [b"", b"\x00\x01\xff", b"z" * 300],
+    "times": [
+        datetime(2020, 2, 29, 12, 34, 56, 789012, UTC),
+        datetime(1970, 1, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999999, UTC),
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999999, UTC),
+        datetime(2600, 5, 6, 7, 8, 9, tzinfo=UTC),
+    ],
+    "long text": Text("t" * 70_000),
+    "blob": Blob(b"\x00" * 70_000),
+    "place": GeoPoint(51.5, -0.12),
+    "key": Key("A", 5, "B", "5", "a/b", "x:y", namespace="geo", project="p"),
+    "dict": {"a": [1, {"b": None}], " ": 2},
+    "dollar": {"$a": 1},
+    "embedded": Entity(Key("In", "side", "Incomplete"), {"n": [1, "x"]}, unindexed=["n"]),
+    "many": list(range(70)),
+    "$odd": 1,
+}
+
+
+async def test_entities_are_shown_as_json(dsn: str, space: str, postgres_session: PostgresSession) -> None:
+    keys = [
+        Key("Kind", 2**62),
+        Key("Kind", "00"),
+        Key("Kind", "naïve/%:\x01\x7f\x85\u2028", "Sub Kind", "0"),
+        Key("K" * 1400, "n" * 1400),
+        Key("Kind", 1, namespace="geo", project="p"),
+    ]
+    async with Datastore(f"{dsn}{'&' if '?' in dsn else '?'}schema={space}") as ds:
+        written = [Entity(key, {"n": number}) for number, key in enumerate(keys)]
+        written[0] = Entity(keys[0], AWKWARD, unindexed=["none", "long text"])
+        await ds.put(written)
+        shown = postgres_session.run(
+            f"SELECT key, version, properties::text, unindexed::text, path::text, kind, id, name, namespace, project"
+            f" FROM {space}.entities_json"
+        )
+        of_kind = postgres_session.run(f"SELECT key FROM {space}.entities_of('Kind')")
+        long_kind = postgres_session.run(f"SELECT name FROM {space}.entities_of($1)", "K" * 1400)
+        elsewhere = postgres_session.run(f"SELECT properties->>'n' FROM {space}.entities_of('Kind', 'geo', 'p')")
+    found = {row["key"]: row for row in shown}
+    assert set(found) == {str(key) for key in keys}
+    for each in written:
+        row, line = found[str(each.key)], json.loads(dump_entity(each))
+        properties = json.loads(row["properties"])
+        if "floats" in properties:  # all numbers are numeric there: 1e308 has 309 digits
+            properties["floats"] = list(map(float, properties["floats"]))
+        assert properties == line["properties"]
+        assert json.loads(row["unindexed"]) == line.get("unindexed", [])
+        assert json.loads(row["path"]) == [part for pair in each.key.pairs for part in pair]
+        assert (row["kind"], row["namespace"], row["project"]) == (each.key.kind, each.key.namespace, each.key.project)
+        assert (row["id"], row["name"]) == (each.key.id, each.key.name)
+        assert row["version"] == 2
+    assert sorted(row[0] for row in of_kind) == sorted(str(key) for key in keys[:2])
+    assert [row[0] for row in long_kind] == ["n" * 1400]
+    assert [row[0] for row in elsewhere] == ["4"]
+
+
+async def test_what_text_in_postgres_cannot_hold(dsn: str, space: str, postgres_session: PostgresSession) -> None:
+    async with Datastore(f"{dsn}{'&' if '?' in dsn else '?'}schema={space}") as ds:
+        await ds.put(Entity(Key("K", "a\x00b"), {"s": "\x00x\x00"}))
+    [row] = postgres_session.run(f"SELECT key, name, properties->>'s' FROM {space}.entities_json")
+    assert tuple(row) == ("/K:a%00b", "a\u2400b", "\u2400x\u2400")

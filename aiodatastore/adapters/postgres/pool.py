@@ -13,6 +13,8 @@ from aiodatastore.errors import StoreClosedError
 
 __all__ = ["Connection", "Connections", "LentConnections", "OwnConnections"]
 
+_MEND_S = 5.0
+
 Connection = Any
 """An ``asyncpg.Connection``, or a pool's proxy of one."""
 
@@ -23,8 +25,8 @@ class Connections(Protocol):
     async def take(self) -> Connection:
         """A connection nobody else uses."""
 
-    async def give_back(self, connection: Connection, *, broken: bool = False) -> None:
-        """Return it; a broken one is closed."""
+    async def give_back(self, connection: Connection, *, broken: bool = False, cancelled: bool = False) -> None:
+        """Return it; a broken one is closed, one whose statement was cancelled is put in order first."""
 
     def drop_idle(self) -> None:
         """The server is another one now: make new connections."""
@@ -115,8 +117,23 @@ class OwnConnections:
                 turn.set_result(None)
                 return
 
-    async def give_back(self, connection: Connection, *, broken: bool = False) -> None:
+    async def _mend(self, connection: Connection) -> None:
+        try:
+            await connection.fetchval("SELECT 1", timeout=_MEND_S)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+
+    async def give_back(self, connection: Connection, *, broken: bool = False, cancelled: bool = False) -> None:
         self._lent.discard(connection)
+        if cancelled and not self._closed and not connection.is_closed() and not connection.is_in_transaction():
+            # asyncpg tells the server to stop. Where a statement was only being prepared, the server waits for the end
+            # of that, holding locks, until it hears something again.
+            task = asyncio.create_task(self._mend(connection))
+            self._making.add(task)
+            task.add_done_callback(self._made)
+            return
         if broken or self._closed or connection.is_closed() or connection.is_in_transaction():
             connection.terminate()
         else:
@@ -166,7 +183,7 @@ class LentConnections:
     async def take(self) -> Connection:
         return await self._pool.acquire()
 
-    async def give_back(self, connection: Connection, *, broken: bool = False) -> None:
+    async def give_back(self, connection: Connection, *, broken: bool = False, cancelled: bool = False) -> None:
         if broken and not connection.is_closed():
             connection.terminate()
         await self._pool.release(connection)

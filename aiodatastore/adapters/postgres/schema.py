@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from aiodatastore.adapters.postgres.functions import SHORT, functions
+from aiodatastore.adapters.postgres.views import VIEWS
 
 __all__ = ["MIGRATIONS"]
 
@@ -62,5 +63,5 @@ COMMENT ON TABLE @.sequences IS 'the next id of each kind';
 COMMENT ON TABLE @.tokens IS 'the last batch of each writer, and what became of it';
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_TABLES + functions(),)
+MIGRATIONS: Final[tuple[str, ...]] = (_TABLES + functions() + VIEWS,)
 """What leads from each version of the schema to the next, from 0: none. A released one is never changed."""

@@ -472,7 +472,7 @@ class PostgresRowStore(RowStore):
                 failure: Exception = exc
             except BaseException:
                 if connection is not None:
-                    await pool.give_back(connection)
+                    await pool.give_back(connection, cancelled=True)
                 raise
             else:
                 await pool.give_back(connection)
