@@ -42,6 +42,8 @@ class Engine(ABC):
     sides: ClassVar[tuple[type[Side], ...]]
     works: ClassVar[frozenset[str]]
     processes: ClassVar[bool] = True
+    most: ClassVar[int] = 1_000_000
+    """Entities that are loaded at most: what the engine is for, in a time that one waits for."""
     variants: ClassVar[Mapping[str, str]] = {}
     """Settings of our store that are measured besides, for gets: what to call them → query of the URL."""
 
@@ -140,6 +142,7 @@ class RedisEngine(Engine):
 
     name = "redis"
     title = "Redis"
+    most = 250_000
     sides = (Ours, RedisPy, RedisPyIncrement, KeyValueRedis)
     works = frozenset({"get", "put", "modify", "counter", "query", "shapes", "ycsb", "bank", "import"})
 
@@ -212,6 +215,7 @@ class FileEngine(Engine):
     sides = (Ours, AioFiles, AioFilesParsed, ThreadedFiles)
     works = frozenset({"get", "put", "modify", "counter", "query", "shapes", "ycsb", "bank", "import"})
     processes = False
+    most = 100_000
     variants: ClassVar[Mapping[str, str]] = {"without a cache": "cache_mb=0"}
 
     async def look(self) -> None:

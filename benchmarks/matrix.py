@@ -163,14 +163,15 @@ async def _balances(sides: Sequence[Side], accounts: int, counted: dict[str, int
 async def query(context: Context, engine: Engine, _work: str) -> None:
     """The figure query at two sizes."""
     size = context.size
+    many = min(size.many_items, engine.most)
     result = Result(
         f"{engine.name}_query",
         f"{engine.title}: filter, order, limit 20, by a composite index",
-        settings={"few": size.items, "many": size.many_items, **engine.settings},
+        settings={"few": size.items, "many": many, **engine.settings},
     )
     async with AsyncExitStack() as stack:
         subjects: dict[str, list[Subject]] = {}
-        for name, count in (("few", size.items), ("many", size.many_items)):
+        for name, count in (("few", size.items), ("many", many)):
             place = await stack.enter_async_context(engine.place(f"query_{name}"))
             sides = await stack.enter_async_context(_opened(engine, "query", place))
             context.report.say(f"loading {count:,} items")
@@ -227,7 +228,7 @@ async def ycsb(context: Context, engine: Engine, _work: str) -> None:
 
 async def loading(context: Context, engine: Engine, _work: str) -> None:
     """Import, each in a process of its own."""
-    count = context.size.listings
+    count = min(context.size.listings, engine.most)
     result = Result(f"{engine.name}_import", f"{engine.title}: import, 5 indexed properties")
     meter = engine.meter()
     for number, way in enumerate(WAYS[engine.name]):

@@ -90,6 +90,7 @@ def _compared(result: Raw) -> Figure:
 def _scaling(result: Raw) -> Figure:
     """Rates and latencies against the number of tasks, a line each; several processes as lone marks."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     lines: dict[str, list[Raw]] = {}
     for subject in result["subjects"]:
@@ -97,11 +98,19 @@ def _scaling(result: Raw) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
     peers = iter(_PEERS * len(lines))
+    colors: dict[str, str] = {}
     for name, found in lines.items():
         ours = found[0]["ours"]
-        style = {"color": _OURS if ours else next(peers), "linewidth": 2.2 if ours else 1.2, "marker": "."}
-        if name.startswith(("Zipf", "appendfsync")):
-            style["linestyle"] = "--"
+        case, _, side = name.rpartition(": ")
+        if side not in colors:
+            colors[side] = _OURS if ours else next(peers)
+        other_case = case != next(iter(lines)).rpartition(": ")[0]
+        style = {
+            "color": colors[side],
+            "linewidth": 2.2 if ours else 1.2,
+            "marker": ".",
+            "linestyle": "--" if other_case else "-",
+        }
         alone = [subject for subject in found if subject.get("processes", 1) == 1]
         tasks = [subject["tasks"] for subject in alone]
         axes[0].plot(tasks, [subject["rate_per_s"] for subject in alone], label=name, **style)
@@ -120,6 +129,8 @@ def _scaling(result: Raw) -> Figure:
         axis.set_ylabel(label)
         axis.set_xticks(sorted({subject["tasks"] for subject in result["subjects"]}))
         axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     figure.legend(loc="lower center", ncols=4, frameon=False, fontsize=8)
