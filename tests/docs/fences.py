@@ -4,6 +4,8 @@
   allowed at the top. A statement whose last line ends in ``# raises SomeError`` must raise that.
 - ``shell`` blocks run in the same folder, each with bash; ``aiodatastore`` is the command of this checkout.
 - A ``text`` block directly after one of these is what it prints; ``...`` stands for anything.
+- A ``python`` or ``toml`` block that begins with a file's name, as in ``# store.py``, is added to that file in the folder
+  instead. A ``pyproject.toml`` is as good as installed: what it says of entry points holds for ``shell`` blocks.
 - ``sh`` blocks are shown only: what installs, starts servers or takes long.
 - ``postgresql://localhost/...`` and ``redis://localhost/...`` are servers of the tests, and ``sql`` blocks run there:
   see :mod:`tests.docs.servers`.
@@ -20,6 +22,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -33,6 +36,7 @@ __all__ = ["ROOT", "Block", "blocks", "pages", "run_page"]
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\w+\.\w+)$", re.MULTILINE)
 _RAISES = re.compile(r"#\s*raises (\w+)\s*$")
 
 
@@ -69,6 +73,8 @@ def run_page(page: Path, folder: Path, servers: Servers) -> None:
     with asyncio.Runner() as runner:
         try:
             for block in blocks(page):
+                if _added_to_file(block, folder):
+                    continue
                 if block.language in ("python", "shell"):
                     block.body = servers.substitute(block.body)
                 if block.language == "python":
@@ -85,6 +91,26 @@ def run_page(page: Path, folder: Path, servers: Servers) -> None:
             for value in list(namespace.values()):
                 if isinstance(value, Datastore):
                     runner.run(value.aclose())
+
+
+def _added_to_file(block: Block, folder: Path) -> bool:
+    found = _FILE.match(block.body)
+    if found is None or block.language not in ("python", "toml"):
+        return False
+    with (folder / found[1]).open("a", encoding="utf-8") as file:
+        file.write(block.body)
+    if found[1] == "pyproject.toml":
+        project = tomllib.loads((folder / found[1]).read_text(encoding="utf-8"))["project"]
+        info = folder / f"{project['name']}-{project['version']}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+        (info / "entry_points.txt").write_text(
+            "".join(
+                f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+                for group, entries in project["entry-points"].items()
+            )
+        )
+    return True
 
 
 def _run_python(block: Block, namespace: dict[str, Any], page: Path, runner: asyncio.Runner) -> str:
@@ -112,14 +138,16 @@ def _run_python(block: Block, namespace: dict[str, Any], page: Path, runner: asy
 
 
 def _run_shell(block: Block, folder: Path) -> str:
-    command = folder / ".bin" / "aiodatastore"
-    if not command.exists():
-        command.parent.mkdir(exist_ok=True)
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m aiodatastore "$@"\n')
-        command.chmod(0o755)
+    commands = folder / ".bin"
+    if not commands.exists():
+        commands.mkdir()
+        for name, arguments in (("aiodatastore", " -m aiodatastore"), ("python", "")):
+            (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
+            (commands / name).chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "AIODATASTORE": str(ROOT),
         "COLUMNS": "100",
     }
     done = subprocess.run(
@@ -128,10 +156,10 @@ def _run_shell(block: Block, folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
-    assert done.returncode == 0, f"line {block.line}: {done.stderr}"
+    assert done.returncode == 0, f"line {block.line}: {done.stderr}{done.stdout[-3000:]}"
     return done.stdout
 
 
