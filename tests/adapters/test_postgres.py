@@ -37,6 +37,7 @@ from aiodatastore.rowstore import (
     TAIL_MULTI,
     RowBatch,
     RowCommit,
+    RowOutcome,
     RowPut,
     Space,
     Span,
@@ -536,26 +537,32 @@ async def test_serializable_sessions_are_retried(dsn: str, space: str) -> None:
 
 async def test_a_token_is_used_once(store: PostgresRowStore, dsn: str, space: str) -> None:
     """The same batch sent twice, in either order: applied once, and both learn the same or the late one fails."""
-    from aiodatastore.adapters.postgres.batches import batch_arguments, outcomes
+    from aiodatastore.adapters.postgres.batches import outcomes, write_arguments
 
     batch = RowBatch([puts((b"a", b"x")), RowCommit(checks=[(b"a", 9)], deletes=[b"a"]), puts((b"b", b"y"))], rows_of)
     connection = await asyncpg.connect(dsn)
     try:
         slot = os.urandom(16)
-        write = store._statements.write
-        first = outcomes(batch, await connection.fetchrow(write, *batch_arguments(slot, 1, False, batch)))
-        again = outcomes(batch, await connection.fetchrow(write, *batch_arguments(slot, 1, True, batch)))
+
+        async def send(number: int, again: bool, batch: RowBatch) -> list[RowOutcome]:
+            plain, arguments = write_arguments(slot, number, batch)
+            arguments[2] = again
+            text = store._statements.write_plain if plain else store._statements.write
+            return outcomes(batch, await connection.fetchrow(text, *arguments))
+
+        first = await send(1, False, batch)
+        again = await send(1, True, batch)
         assert versions(first) == versions(again) == [1, None, 2]
         assert list(again[1].conflicts) == [(b"a", 1)]
         assert (await store.read([b"a", b"b"])) == ([(1, b"x"), (2, b"y")], 2)
         # The second sending comes first, and finds nothing to write; the first one comes late.
         refused = RowBatch([RowCommit(checks=[(b"a", 5)], deletes=[b"a"])], rows_of)
-        found = outcomes(refused, await connection.fetchrow(write, *batch_arguments(slot, 2, True, refused)))
+        found = await send(2, True, refused)
         assert versions(found) == [None]
         late = RowBatch([RowCommit(deletes=[b"a"])], rows_of)
         for number in (1, 2):
             with pytest.raises(asyncpg.UniqueViolationError):
-                await connection.fetchrow(write, *batch_arguments(slot, number, False, late))
+                await send(number, False, late)
         assert (await store.read([b"a"])).version == 2
     finally:
         await connection.close()

@@ -8,7 +8,7 @@ from typing import Any
 from aiodatastore.adapters.postgres.functions import SHORT
 from aiodatastore.rowstore import RowBatch, RowCommit, RowOutcome, StaleFenceError
 
-__all__ = ["batch_arguments", "check_arguments", "has_long", "outcomes", "writes"]
+__all__ = ["check_arguments", "has_long", "outcomes", "write_arguments", "writes"]
 
 
 def writes(commit: RowCommit) -> bool:
@@ -33,28 +33,27 @@ def has_long(batch: RowBatch) -> bool:
 
 
 def check_arguments(batch: RowBatch) -> list[Any]:
-    """The first parameters: the fence, the checks and the spans of all commits. Commits count from 1."""
-    check_of: list[int] = []
+    """The fence, the checks and the spans of all commits. Commits count from 1."""
+    return _keys(batch) + _spans(batch)
+
+
+def _keys(batch: RowBatch) -> list[Any]:
+    of: list[int] = []
     keys: list[bytes] = []
     versions: list[int] = []
-    span_of: list[int] = []
-    spans = []
     for number, commit in enumerate(batch.commits, 1):
         for key, version in commit.checks:
-            check_of.append(number)
+            of.append(number)
             keys.append(key)
             versions.append(version)
-        for span in commit.spans:
-            span_of.append(number)
-            spans.append(span)
-    fence_key, fence_version = batch.fence or (None, None)
+    return [*(batch.fence or (None, None)), of, keys, versions]
+
+
+def _spans(batch: RowBatch) -> list[Any]:
+    found = [(number, span) for number, commit in enumerate(batch.commits, 1) for span in commit.spans]
+    spans = [span for _, span in found]
     return [
-        fence_key,
-        fence_version,
-        check_of,
-        keys,
-        versions,
-        span_of,
+        [number for number, _ in found],
         [int(span.space) for span in spans],
         [span.lo for span in spans],
         [span.hi for span in spans],
@@ -63,50 +62,50 @@ def check_arguments(batch: RowBatch) -> list[Any]:
     ]
 
 
-def batch_arguments(slot: bytes, number: int, again: bool, batch: RowBatch) -> list[Any]:
-    """The parameters of the function that writes."""
+def write_arguments(slot: bytes, number: int, batch: RowBatch, *, plain: bool = True) -> tuple[bool, list[Any]]:
+    """Whether the plain function will do, and its parameters or those of the other one.
+
+    The third is false: it tells whether this was sent before.
+    """
     ordinals: list[int] = []
     ordinal = 0
     puts: list[tuple[int, int, bytes, bytes, list[bytes], list[int]]] = []
     delete_of: list[int] = []
     deletes: list[bytes] = []
-    row_of: list[int] = []
-    rows: list[bytes] = []
-    tails: list[int] = []
-    gone_of: list[int] = []
-    gone: list[bytes] = []
     for of, commit in enumerate(batch.commits, 1):
-        if writes(commit):
+        if commit.puts or commit.deletes:
             ordinal += 1
             for put in commit.puts:
                 puts.append((of, ordinal, put.key, put.payload, list(put.rows), list(put.rows.values())))
             for key in commit.deletes:
                 delete_of.append(of)
                 deletes.append(key)
-            if commit.index_puts:
-                row_of += [of] * len(commit.index_puts)
-                rows += commit.index_puts
-                tails += commit.index_puts.values()
-            if commit.index_deletes:
-                gone_of += [of] * len(commit.index_deletes)
-                gone += commit.index_deletes
+        elif commit.index_puts or commit.index_deletes:
+            ordinal += 1
+        if commit.spans or commit.index_puts or commit.index_deletes:
+            plain = False
         ordinals.append(ordinal)
-    return [
-        slot,
-        number,
-        again,
-        ordinals,
-        *check_arguments(batch),
-        puts,
-        delete_of,
-        deletes,
-        row_of,
-        rows,
-        tails,
-        gone_of,
-        gone,
-        *(_touches(batch.commits) if len(batch.commits) > 1 else ([], [], [], [])),
-    ]
+    touches = _touches(batch.commits) if len(batch.commits) > 1 else ([], [], [], [])
+    first = [slot, number, False, ordinals, *_keys(batch)]
+    if plain and not touches[0]:
+        return True, [*first, puts, delete_of, deletes]
+    return False, [*first, *_spans(batch), puts, delete_of, deletes, *_row_changes(batch), *touches]
+
+
+def _row_changes(batch: RowBatch) -> list[Any]:
+    """Index rows that come and go without their entities."""
+    row_of: list[int] = []
+    rows: list[bytes] = []
+    tails: list[int] = []
+    gone_of: list[int] = []
+    gone: list[bytes] = []
+    for of, commit in enumerate(batch.commits, 1):
+        row_of += [of] * len(commit.index_puts)
+        rows += commit.index_puts
+        tails += commit.index_puts.values()
+        gone_of += [of] * len(commit.index_deletes)
+        gone += commit.index_deletes
+    return [row_of, rows, tails, gone_of, gone]
 
 
 _EVERYTHING = 0
@@ -118,10 +117,28 @@ def _touches(commits: Sequence[RowCommit]) -> tuple[list[int], list[int], list[b
 
     The server judges independent commits all at once, others in rounds.
     """
+    if not _depend(commits):
+        return [], [], [], []
     touches = _Touches()
     for number, commit in enumerate(commits, 1):
         touches.add(number, commit)
-    return (touches.of, touches.names, touches.looks, touches.changes) if touches.depend else ([], [], [], [])
+    return touches.of, touches.names, touches.looks, touches.changes
+
+
+def _depend(commits: Sequence[RowCommit]) -> bool:
+    changed: set[bytes] = set()
+    for commit in commits:
+        if commit.index_puts or commit.index_deletes or (commit.spans and changed):
+            return True  # whose rows these are is not told here; a span may see any write
+        for key, _ in commit.checks:
+            if key in changed:
+                return True
+        written = [put.key for put in commit.puts]
+        written += commit.deletes
+        if not changed.isdisjoint(written):
+            return True
+        changed.update(written)
+    return False
 
 
 class _Touches:
@@ -130,26 +147,18 @@ class _Touches:
         self.names: list[int] = []
         self.looks: list[bool] = []
         self.changes: list[bool] = []
-        self.depend = False
         self._numbers: dict[bytes, int] = {}
-        self._changed: set[bytes] = set()
 
     def add(self, number: int, commit: RowCommit) -> None:
         written = {put.key for put in commit.puts}
         written.update(commit.deletes)
         looked = {key for key, _ in commit.checks}
-        changed = self._changed
-        if not (changed.isdisjoint(written) and changed.isdisjoint(looked)):
-            self.depend = True
-        rows = bool(commit.index_puts or commit.index_deletes)  # whose they are is not told here
-        if rows or (commit.spans and changed):
-            self.depend = True
+        rows = bool(commit.index_puts or commit.index_deletes)
         self._touch(number, _EVERYTHING, True, rows)
         self._touch(number, _WRITTEN, rows or bool(commit.spans), rows or bool(written))
         for key in written | looked:
             name = self._numbers.setdefault(key, len(self._numbers) + 2)
             self._touch(number, name, True, key in written)
-        changed |= written
 
     def _touch(self, number: int, name: int, looks: bool, changes: bool) -> None:
         self.of.append(number)

@@ -23,9 +23,10 @@ _DECENT_WORK: Final = 20_000
 _LOCK_CLASS: Final = 1633972339
 """First half of the writers' advisory lock (``ads`` and a number); the second is the oid of the store's ``meta``."""
 
-_CHECK_PARAMETERS: Final = """
+_KEY_PARAMETERS: Final = """
     p_fence_key bytea, p_fence_version bigint,
-    p_check_of int[], p_check_keys bytea[], p_check_versions bigint[],
+    p_check_of int[], p_check_keys bytea[], p_check_versions bigint[]"""
+_SPAN_PARAMETERS: Final = """
     p_span_of int[], p_span_spaces int[], p_span_los bytea[], p_span_his bytea[], p_span_counts bigint[],
     p_span_digests bytea[]"""
 
@@ -35,7 +36,8 @@ _OUTCOME: Final = """
 
 def functions() -> str:
     """The statements that make them."""
-    return "".join(part for long in (False, True) for part in (_verify(long), _write(long), _intersect(long)))
+    both = "".join(part for long in (False, True) for part in (_verify(long), _write(long), _intersect(long)))
+    return both + _write(False, plain=True)
 
 
 def _conflicts(long: bool) -> str:
@@ -84,7 +86,7 @@ def _begin(long: bool) -> str:
 
 def _verify(long: bool) -> str:
     return f"""
-CREATE FUNCTION @.verify{"_long" if long else ""}({_CHECK_PARAMETERS}, {_OUTCOME}
+CREATE FUNCTION @.verify{"_long" if long else ""}({_KEY_PARAMETERS},{_SPAN_PARAMETERS}, {_OUTCOME}
 ) LANGUAGE plpgsql STABLE SET enable_seqscan = off AS $function$
 DECLARE
     is_long boolean;
@@ -101,53 +103,22 @@ END $function$;
 """
 
 
-def _write(long: bool) -> str:
-    return f"""
-CREATE FUNCTION @.write{"_long" if long else ""}(
-    p_slot bytea, p_number bigint, p_again boolean,
-    p_writes int[], {_CHECK_PARAMETERS},
-    p_puts @.put[], p_delete_of int[], p_deletes bytea[],
+def _write(long: bool, *, plain: bool = False) -> str:
+    """The function that commits. The ``plain`` one has no spans, no rows apart from entities and no commit that depends
+    on another: what is sent for those, and asking for it, would be a third of the cost of a lone put."""
+    name = "write_plain" if plain else "write_long" if long else "write"
+    checks = _KEY_PARAMETERS if plain else _KEY_PARAMETERS + "," + _SPAN_PARAMETERS
+    more = (
+        ""
+        if plain
+        else """,
     p_row_of int[], p_rows bytea[], p_tails bigint[], p_gone_of int[], p_gone bytea[],
-    p_touch_of int[], p_touched int[], p_touch_looks boolean[], p_touch_writes boolean[], {_OUTCOME}
-) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $function$
-DECLARE
-    is_long boolean;
-    fence bigint;
-    base bigint;
-    first int := 1;
-    last int := cardinality(p_writes);
-    versions bigint[];
-    total int;
-    bad_of int[]; bad_checks int[]; bad_actual bigint[]; bad_spans int[];
-BEGIN
-    PERFORM pg_advisory_xact_lock({_LOCK_CLASS}, '@.meta'::regclass::oid::int);
-    IF p_again THEN
-        SELECT t.start, t.check_of, t.checks, t.actual, t.span_of INTO start, check_of, checks, actual, span_of
-        FROM @.tokens t WHERE t.slot = p_slot AND t.number = p_number;
-        IF FOUND THEN RETURN; END IF;
-    END IF;
-    {_begin(long)}
-    base := start;
-    LOOP
-        IF p_check_of <> '{{}}' THEN {_conflicts(long)} END IF;
-        IF p_touch_of <> '{{}}' THEN
-            -- Up to before the first that touches what one before it may change: that one sees the next round.
-            last := cardinality(p_writes);
-            SELECT min(t.of) - 1 INTO last FROM unnest(p_touch_of, p_touched, p_touch_looks) AS t(of, name, looks)
-            JOIN (
-                SELECT w.name, min(w.of) AS of
-                FROM unnest(p_touch_of, p_touched, p_touch_writes) AS w(of, name, writes)
-                WHERE w.writes AND w.of >= first AND (bad_of IS NULL OR w.of <> ALL (bad_of))
-                GROUP BY w.name
-            ) f ON f.name = t.name AND f.of < t.of AND t.looks;
-            last := coalesce(last, cardinality(p_writes));
-            IF bad_of IS NOT NULL THEN
-                SELECT array_agg(x.of), array_agg(x.n), array_agg(x.actual) INTO bad_of, bad_checks, bad_actual
-                FROM unnest(bad_of, bad_checks, bad_actual) AS x(of, n, actual) WHERE x.of <= last;
-            END IF;
-        END IF;
-        IF p_span_of <> '{{}}' THEN {_stale(long)} END IF;
-        IF bad_of IS NULL AND bad_spans IS NULL AND p_touch_of = '{{}}' THEN
+    p_touch_of int[], p_touched int[], p_touch_looks boolean[], p_touch_writes boolean[]"""
+    )
+    independent = "" if plain else "AND bad_spans IS NULL AND p_touch_of = '{}'"
+    work = f"""
+        {"" if plain else _round(long)}
+        IF bad_of IS NULL {independent} THEN
             versions := NULL;
             total := p_writes[last];
         ELSE
@@ -170,26 +141,77 @@ BEGIN
         END IF;
         IF p_puts <> '{{}}' THEN {_apply(long)} END IF;
         IF p_deletes <> '{{}}' THEN {_delete(long)} END IF;
+        base := base + total;"""
+    if plain:
+        body = f"IF p_check_of <> '{{}}' THEN {_conflicts(long)} END IF; {work}"
+    else:
+        body = f"""
+    LOOP
+        IF p_check_of <> '{{}}' THEN {_conflicts(long)} END IF; {work}
         IF p_gone <> '{{}}' THEN {_remove_rows(long)} END IF;
         IF p_rows <> '{{}}' THEN {_add_rows(long)} END IF;
-        base := base + total;
         EXIT WHEN last >= cardinality(p_writes);
         first := last + 1;
-    END LOOP;
+    END LOOP;"""
+    return f"""
+CREATE FUNCTION @.{name}(
+    p_slot bytea, p_number bigint, p_again boolean,
+    p_writes int[], {checks},
+    p_puts @.put[], p_delete_of int[], p_deletes bytea[]{more}, {_OUTCOME}
+) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $function$
+DECLARE
+    is_long boolean;
+    fence bigint;
+    base bigint;
+    first int := 1;
+    last int := cardinality(p_writes);
+    versions bigint[];
+    total int;
+    bad_of int[]; bad_checks int[]; bad_actual bigint[]; bad_spans int[];
+BEGIN
+    PERFORM pg_advisory_xact_lock({_LOCK_CLASS}, '@.meta'::regclass::oid::int);
+    IF p_again THEN
+        SELECT t.start, t.check_of, t.checks, t.actual, t.span_of INTO start, check_of, checks, actual, span_of
+        FROM @.tokens t WHERE t.slot = p_slot AND t.number = p_number;
+        IF FOUND THEN RETURN; END IF;
+    END IF;
+    {_begin(long)}
+    base := start;
+    {body}
     IF base > start THEN
         UPDATE @.meta SET version = base {", long = true" if long else ""};
     ELSIF NOT p_again THEN
         RETURN;  -- nothing was written, and if this is sent again, it may as well be judged again
     END IF;
-    UPDATE @.tokens t SET number = p_number, used = now(), start = write{"_long" if long else ""}.start,
-        check_of = write{"_long" if long else ""}.check_of, checks = write{"_long" if long else ""}.checks,
-        actual = write{"_long" if long else ""}.actual, span_of = write{"_long" if long else ""}.span_of
+    UPDATE @.tokens t SET number = p_number, used = now(), start = {name}.start,
+        check_of = {name}.check_of, checks = {name}.checks, actual = {name}.actual, span_of = {name}.span_of
     WHERE t.slot = p_slot AND t.number < p_number;
     IF NOT FOUND THEN  -- a new slot; or this was sent before, and the second sending was here first: then it fails
         INSERT INTO @.tokens VALUES (p_slot, p_number, now(), start, check_of, checks, actual, span_of);
     END IF;
 END $function$;
 """
+
+
+def _round(long: bool) -> str:
+    """How far this round goes, and which spans do not hold."""
+    return f"""
+        IF p_touch_of <> '{{}}' THEN
+            -- Up to before the first that touches what one before it may change: that one sees the next round.
+            SELECT min(t.of) - 1 INTO last FROM unnest(p_touch_of, p_touched, p_touch_looks) AS t(of, name, looks)
+            JOIN (
+                SELECT w.name, min(w.of) AS of
+                FROM unnest(p_touch_of, p_touched, p_touch_writes) AS w(of, name, writes)
+                WHERE w.writes AND w.of >= first AND (bad_of IS NULL OR w.of <> ALL (bad_of))
+                GROUP BY w.name
+            ) f ON f.name = t.name AND f.of < t.of AND t.looks;
+            last := coalesce(last, cardinality(p_writes));
+            IF bad_of IS NOT NULL THEN
+                SELECT array_agg(x.of), array_agg(x.n), array_agg(x.actual) INTO bad_of, bad_checks, bad_actual
+                FROM unnest(bad_of, bad_checks, bad_actual) AS x(of, n, actual) WHERE x.of <= last;
+            END IF;
+        END IF;
+        IF p_span_of <> '{{}}' THEN {_stale(long)} END IF;"""
 
 
 _HOLDS: Final = "(versions IS NULL OR versions[{of}] IS NOT NULL)"

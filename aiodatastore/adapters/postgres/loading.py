@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from aiodatastore.adapters.postgres.batches import batch_arguments, writes
+from aiodatastore.adapters.postgres.batches import write_arguments, writes
 from aiodatastore.adapters.postgres.pool import Connection
 from aiodatastore.adapters.postgres.statements import Statements
 from aiodatastore.rowstore import RowBatch
@@ -39,7 +39,7 @@ async def load(
     if await connection.fetchval(statements.existing, keys, timeout=timeout_s):
         return None
     bare = RowBatch([commit._replace(puts=()) for commit in batch.commits], batch.old_rows, batch.fence)
-    arguments = batch_arguments(slot, number, False, bare)
+    plain, arguments = write_arguments(slot, number, bare)
     ordinals: list[int] = []
     for commit in batch.commits:
         ordinals.append((ordinals[-1] if ordinals else 0) + writes(commit))
@@ -47,7 +47,8 @@ async def load(
     transaction = connection.transaction()
     await transaction.start()
     try:
-        answer = await connection.fetchrow(statements.write, *arguments, timeout=timeout_s)
+        text = statements.write_plain if plain else statements.write
+        answer = await connection.fetchrow(text, *arguments, timeout=timeout_s)
         if answer[0] < 0 or answer[1] is not None or answer[4] is not None:
             await transaction.rollback()
             return None

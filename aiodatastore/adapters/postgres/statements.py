@@ -24,6 +24,7 @@ SESSION: Final = {
 """Settings of the connections a store makes for itself."""
 
 _WRITE_PARAMETERS: Final = 27
+_PLAIN_PARAMETERS: Final = 12
 _VERIFY_PARAMETERS: Final = 11
 
 
@@ -47,6 +48,7 @@ class Statements:
     intersect_joined: str
     verify: str
     write: str
+    write_plain: str
     allocate: str
     sizes: str
     version: str
@@ -87,8 +89,9 @@ def statements(schema: str, long: bool) -> Statements:
         inner = spanned(table, column, columns, "$1", "$2", "ALL", long=True)
         return f"SELECT * FROM {inner} y"
 
-    parameters = ", ".join(f"${n}" for n in range(1, _WRITE_PARAMETERS + 1))
-    checks = ", ".join(f"${n}" for n in range(1, _VERIFY_PARAMETERS + 1))
+    def numbered(count: int) -> str:
+        return ", ".join(f"${n}" for n in range(1, count + 1))
+
     merged = f"@.intersect{suffix}($1, $2, $3, $4, $5)"
     by_rest = f"""SELECT i.version, i.resume, x.rest, x.tail, e.version, e.payload FROM {merged} i
         LEFT JOIN LATERAL unnest(i.rests, i.tails) WITH ORDINALITY AS x(rest, tail, n) ON true
@@ -135,8 +138,9 @@ def statements(schema: str, long: bool) -> Statements:
             LEFT JOIN LATERAL unnest(i.rests, i.tails) WITH ORDINALITY AS x(rest, tail, n) ON true ORDER BY x.n"""
         ),
         intersect_joined=named(by_rest),
-        verify=named(f"SELECT * FROM @.verify{suffix}({checks})"),
-        write=named(f"SELECT * FROM @.write{suffix}({parameters})"),
+        verify=named(f"SELECT * FROM @.verify{suffix}({numbered(_VERIFY_PARAMETERS)})"),
+        write=named(f"SELECT * FROM @.write{suffix}({numbered(_WRITE_PARAMETERS)})"),
+        write_plain=named(f"SELECT * FROM @.write_plain({numbered(_PLAIN_PARAMETERS)})"),
         allocate=named(
             "INSERT INTO @.sequences VALUES (sha256($1::bytea), $1::bytea, greatest(1, $3::bigint) + $2::bigint)"
             " ON CONFLICT (hash) DO UPDATE SET next = greatest(sequences.next, $3::bigint) + $2::bigint"

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import asyncpg
 
 from aiodatastore.adapters.postgres import errors
-from aiodatastore.adapters.postgres.batches import batch_arguments, check_arguments, has_long, outcomes, writes
+from aiodatastore.adapters.postgres.batches import check_arguments, has_long, outcomes, write_arguments, writes
 from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
@@ -404,10 +404,11 @@ class PostgresRowStore(RowStore):
     async def _write(self, batch: RowBatch, slot: _Slot) -> list[RowOutcome]:
         again = False
         loads = not self._is_long and sum(len(commit.puts) for commit in batch.commits) >= LOADED_PUTS
-        arguments: list[Any] | None = None
+        arguments: list[Any] = []
+        plain = not self._is_long
 
         async def work(connection: Connection) -> list[RowOutcome]:
-            nonlocal again, arguments
+            nonlocal again, arguments, plain
             was_again, again = again, True
             if loads and not was_again:
                 loaded = await load(
@@ -415,10 +416,11 @@ class PostgresRowStore(RowStore):
                 )
                 if loaded is not None:
                     return outcomes(batch, loaded)
-            if arguments is None:
-                arguments = batch_arguments(slot.name, slot.number, False, batch)
+            if not arguments or (plain and self._is_long):
+                plain, arguments = write_arguments(slot.name, slot.number, batch, plain=not self._is_long)
             arguments[2] = was_again
-            answer = await connection.fetchrow(self._statements.write, *arguments, timeout=self._timeout_s)
+            text = self._statements.write_plain if plain else self._statements.write
+            answer = await connection.fetchrow(text, *arguments, timeout=self._timeout_s)
             if answer[0] == _LONG_NOTED:
                 raise _LongRowsError
             return outcomes(batch, answer)
