@@ -135,9 +135,10 @@ def _sized_tail(tail: int, length: int) -> bytes:
     return bytes((len(packed),)) + packed
 
 
-def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[bytes], bool]:
+def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[bytes], bytes]:
     """The entities that a batch names (as keys of Redis), the arguments of its script from the fence on (less the
-    number in the lane), and whether any entity is given a time to live.
+    number in the lane and the flags), and these: ``x`` if any entity is given a time to live, ``r`` if the script needs
+    what it needs for spans and for index rows without their entity.
 
     :raises BadRequestError: if the batch has more parts than Redis takes
     """
@@ -154,10 +155,12 @@ def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[byt
         return place
 
     fence = b"" if batch.fence is None else _check(place_of(batch.fence[0]), batch.fence[1])
-    mortal = False
+    mortal = rare = False
     for checks, spans, puts, deletes, index_puts, index_deletes, _ in batch.commits:
         header = [_header(len(checks), len(spans), len(puts), len(deletes), len(index_puts), len(index_deletes))]
         rest: list[bytes] = []
+        if spans or index_puts or index_deletes:
+            rare = True
         header += [_check(place_of(key), version) for key, version in checks]
         for span in spans:
             header.append(_span(span.space, span.count))
@@ -181,4 +184,4 @@ def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[byt
         arguments += rest
     if len(arguments) + len(names) > _MAX_ARGUMENTS:
         raise BadRequestError("the commit has too many parts for Redis (a million): make several of it")
-    return names, [fence, *arguments], mortal
+    return names, [fence, *arguments], (b"x" if mortal else b"") + (b"r" if rare else b"")

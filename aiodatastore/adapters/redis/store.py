@@ -422,7 +422,7 @@ class RedisRowStore(RowStore):
             self._refuse()
         if not batch.commits:
             return []
-        names, arguments, mortal = encode_batch(batch, self._layout)
+        names, arguments, flags = encode_batch(batch, self._layout)
         changes = any(map(writes, batch.commits))
         lane = self._lanes.pop() if self._lanes else _Lane(self._layout)
         try:
@@ -441,14 +441,14 @@ class RedisRowStore(RowStore):
                 cut,
                 fence,
                 number,
-                b"1" if mortal else b"",
+                flags,
                 *rest,
             )
             verdicts = await self._apply(command, changes)
         finally:
             self._lanes.append(lane)
-        if mortal:
-            self._version(b"0x")
+        if b"x" in flags:
+            self._version(b"0x")  # as the next read will find
         return [_outcome(verdict, names, cut) for verdict in _decode_verdicts(verdicts)]
 
     async def _apply(self, command: Command, changes: bool) -> bytes:
