@@ -64,13 +64,22 @@ _OWN: Final = {
 }
 
 
+def _imports(store: str, requirements: list[str]) -> bool:
+    """Whether the source of a store imports what its extra installs."""
+    drivers = [re.split(r"\W", requirement)[0] for requirement in requirements]
+    sources = (ROOT / "aiodatastore" / "adapters" / store).glob("**/*.py")
+    text = "".join(source.read_text(encoding="utf-8") for source in sources)
+    return any(re.search(rf"^\s*(from|import) {driver}\b", text, re.MULTILINE) for driver in drivers)
+
+
 def table() -> str:
     """The table, as Markdown."""
     stores = {name: _store(url) for name, url in STORES.items()}
     rows = [["", *(f"[{name}](adapters/{name}.md)" for name in stores), "meaning"]]
     rows.append(["---"] * len(rows[0]))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    rows.append(["install", *(f"`[{name}]`" if name in extras else "" for name in stores), "the extra it needs"])
+    needed = [f"`[{name}]`" if _imports(name, extras.get(name, [])) else "" for name in stores]
+    rows.append(["install", *needed, "the extra it needs"])
     for capability in Capability:
         cells = [
             "yes" if capability in store.capabilities else DEPENDS.get((name, capability), "no")

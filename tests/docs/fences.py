@@ -103,7 +103,9 @@ def _added_to_file(block: Block, folder: Path) -> bool:
         project = tomllib.loads((folder / found[1]).read_text(encoding="utf-8"))["project"]
         info = folder / f"{project['name']}-{project['version']}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
         (info / "entry_points.txt").write_text(
             "".join(
                 f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
