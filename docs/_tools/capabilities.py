@@ -1,7 +1,7 @@
 """The table of stores in ``docs/adapters.md``, made of what the adapters declare.
 
-``python -m docs._tools.capabilities`` writes it, ``--check`` only looks whether it is up to date. No store is opened, but
-the drivers must be installed.
+``python -m docs._tools.capabilities`` writes it, ``--check`` only looks whether it is up to date. No store is opened,
+but the drivers must be installed.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
   allowed at the top. A statement whose last line ends in ``# raises SomeError`` must raise that.
 - ``shell`` blocks run in the same folder, each with bash; ``aiodatastore`` is the command of this checkout.
 - A ``text`` block directly after one of these is what it prints; ``...`` stands for anything.
-- A ``python`` or ``toml`` block that begins with a file's name, as in ``# store.py``, is added to that file in the folder
-  instead. A ``pyproject.toml`` is as good as installed: what it says of entry points holds for ``shell`` blocks.
+- A ``python`` or ``toml`` block that begins with a file's name, as in ``# store.py``, is added to that file in the
+  folder instead. A ``pyproject.toml`` is as good as installed: what it says of entry points holds for ``shell`` blocks.
 - ``sh`` blocks are shown only: what installs, starts servers or takes long.
 - ``postgresql://localhost/...`` and ``redis://localhost/...`` are servers of the tests, and ``sql`` blocks run there:
   see :mod:`tests.docs.servers`.
