@@ -7,7 +7,6 @@ import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -17,7 +16,7 @@ from aiodatastore.adapters.file.paths import PathError, key_of, kind_place, pars
 from aiodatastore.errors import BadRequestError, BadValueError
 from aiodatastore.indexing.encoding import decode_key
 
-__all__ = ["OWN_FOLDER", "EntityFiles", "FileStat", "KindFiles", "Layout"]
+__all__ = ["OWN_FOLDER", "EntityFiles", "KindFiles", "Layout"]
 
 OWN_FOLDER = ".aiodatastore"
 """The store's own folder below its root: no kind's, as a dot at the beginning is escaped."""
@@ -26,13 +25,6 @@ _RAW = f"{OWN_FOLDER}/raw"
 _RAW_EXTENSION = ".bin"
 _KEY_EXTENSION = ".key"
 _NEW = f"{OWN_FOLDER}/new"
-
-
-class FileStat(NamedTuple):
-    """A file below the root, and :func:`~aiodatastore.adapters.file.disk.stat_of` it."""
-
-    path: str
-    stat: bytes
 
 
 class Layout(ABC):
@@ -93,13 +85,13 @@ class Layout(ABC):
         """Told while the store is opened: what a file holds."""
         return
 
-    def walk(self) -> Iterator[FileStat]:
-        """Every file that may hold entities."""
+    def walk(self) -> Iterator[tuple[str, bytes]]:
+        """Every file that may hold entities, and :func:`~aiodatastore.adapters.file.disk.stat_of` it."""
         yield from self._walk("", self.extension)
         if os.path.isdir(self.absolute(_RAW)):
             yield from self._walk(f"{_RAW}/", _RAW_EXTENSION)
 
-    def _walk(self, top: str, extension: str) -> Iterator[FileStat]:
+    def _walk(self, top: str, extension: str) -> Iterator[tuple[str, bytes]]:
         todo = [top]
         pack = disk.stat_of
         while todo:
@@ -116,7 +108,7 @@ class Layout(ABC):
                     if name.endswith(extension) and not entry.is_dir(follow_symlinks=False):
                         if prefix or self._at_root:
                             try:
-                                yield FileStat(prefix + name, pack(entry.stat()))
+                                yield prefix + name, pack(entry.stat())
                             except FileNotFoundError:
                                 continue
                     elif name[0] != "." and entry.is_dir(follow_symlinks=False):

@@ -316,7 +316,8 @@ class _Merge:
             state.digests[key] = payload_digest(payload)
         for key in [key for key in state.versions if key.startswith(SYSTEM) and key not in state.records]:
             del state.versions[key], state.digests[key]
-        state.set_rows()
+        as_it_was = snapshot is not None and state.tails is snapshot.tails and not self._records and not edited
+        state.set_rows(snapshot.rows if snapshot is not None and as_it_was else None)
 
     def _edited(self) -> dict[bytes, Mapping[bytes, int]]:
         """Entities that people changed, with their index rows."""

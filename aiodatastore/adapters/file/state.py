@@ -76,10 +76,10 @@ class State:
             else:
                 self.multi.remove(row)
 
-    def set_rows(self) -> None:
-        """Make the sorted sets anew, of ``versions`` and ``tails``."""
+    def set_rows(self, rows: list[bytes] | None = None) -> None:
+        """Make the sorted sets anew, of ``versions`` and ``tails``; ``rows`` are the latter's, if they are in order."""
         self.keys = SortedBytes.of_sorted(sorted(self.versions))
-        self.rows = SortedBytes.of_sorted(sorted(self.tails))
+        self.rows = SortedBytes.of_sorted(sorted(self.tails) if rows is None else rows)
         self.multi = SortedBytes.of_sorted(sorted([row for row, tail in self.tails.items() if tail & TAIL_MULTI]))
 
 
