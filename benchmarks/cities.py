@@ -37,16 +37,50 @@ City = dict[str, Any]
 T = TypeVar("T")
 
 
+class Watch:
+    """Time and memory of an import as it goes: begins when it is made."""
+
+    def __init__(self, count: int) -> None:
+        gc.collect()
+        gc.freeze()  # the data that waits to be imported is not part of what is measured
+        self._count = count
+        self._step = max(BATCH, count // 40)
+        self._done = 0
+        self._samples: list[tuple[int, float, int]] = [(0, 0.0, resident_bytes())]
+        self._processor = process_time()
+        self._since = perf_counter()
+
+    def note(self, done: int) -> None:
+        """So many are done."""
+        if done // self._step != self._done // self._step:
+            self._samples.append((done, perf_counter() - self._since, resident_bytes()))
+        self._done = done
+
+    def summary(self, tasks: int) -> dict[str, Any]:
+        """At the end: what is reported."""
+        count, samples, seconds = self._count, self._samples, perf_counter() - self._since
+        samples.append((count, seconds, resident_bytes()))
+        early = next(sample for sample in samples if sample[0] >= count * 0.2)
+        pace = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(samples, samples[4:], strict=False) if b[1] > a[1]]
+        return {
+            "cities": count,
+            "batch": BATCH,
+            "tasks": tasks,
+            "seconds": seconds,
+            "processor_us": (process_time() - self._processor) / count * 1e6,
+            "rate": count / seconds,
+            "slowest": min(pace, default=count / seconds),
+            "rss_early": early[2],
+            "rss_late": max(sample[2] for sample in samples[-3:]),
+            "samples": [(number, round(at, 3), size) for number, at, size in samples],
+        }
+
+
 async def watch(cities: Sequence[T], put: Callable[[Sequence[T]], Awaitable[Any]], tasks: int) -> dict[str, Any]:
-    """Put all of them (cities or other things); time and memory as it went."""
-    samples: list[tuple[int, float, int]] = []
-    gc.collect()
-    gc.freeze()  # the data that waits to be imported is not part of what is measured
+    """Put all of them (cities or other things) in batches."""
     done = 0
-    step = max(BATCH, len(cities) // 40)
     starts = iter(range(0, len(cities), BATCH))
-    since, processor = perf_counter(), process_time()
-    samples.append((0, 0.0, resident_bytes()))
+    watching = Watch(len(cities))
 
     async def work() -> None:
         nonlocal done
@@ -54,28 +88,12 @@ async def watch(cities: Sequence[T], put: Callable[[Sequence[T]], Awaitable[Any]
             batch = cities[start : start + BATCH]
             await put(batch)
             done += len(batch)
-            if done // step != (done - len(batch)) // step:
-                samples.append((done, perf_counter() - since, resident_bytes()))
+            watching.note(done)
 
     async with anyio.create_task_group() as group:
         for _ in range(tasks):
             group.start_soon(work)
-    seconds = perf_counter() - since
-    samples.append((done, seconds, resident_bytes()))
-    early = next(sample for sample in samples if sample[0] >= len(cities) * 0.2)
-    pace = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(samples, samples[4:], strict=False) if b[1] > a[1]]
-    return {
-        "cities": len(cities),
-        "batch": BATCH,
-        "tasks": tasks,
-        "seconds": seconds,
-        "processor_us": (process_time() - processor) / len(cities) * 1e6,
-        "rate": len(cities) / seconds,
-        "slowest": min(pace, default=len(cities) / seconds),
-        "rss_early": early[2],
-        "rss_late": max(sample[2] for sample in samples[-3:]),
-        "samples": [(number, round(at, 3), size) for number, at, size in samples],
-    }
+    return watching.summary(tasks)
 
 
 async def import_ours(url: str, cities: Sequence[City]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import msgspec
 
 from aiodatastore.bench.data import scrambled
 from aiodatastore.bench.workloads import each_batch
-from benchmarks.cities import watch
+from benchmarks.cities import Watch, watch
 from benchmarks.sides import Ours, Place, Side
 
-__all__ = ["listing"]
+__all__ = ["LINES", "WAYS", "listing"]
 
+LINES = f"{Ours.name}, from a file of JSON lines"
+
+_UNDER_WAY = 3
 _COLUMNS = ("name", "category", "price", "rating", "stock")
 _TABLE = (
     "CREATE TABLE listing (id bigint PRIMARY KEY, name text NOT NULL, category text NOT NULL, price bigint NOT NULL,"
@@ -52,6 +56,24 @@ async def _with_ours(side: Ours, count: int) -> dict[str, Any]:
         return await side.ds.put([Entity(Key("Listing", number), listing(number)) for number in numbers])
 
     return await watch(range(1, count + 1), put, tasks=2)
+
+
+async def _with_lines(side: Ours, count: int) -> dict[str, Any]:
+    """What ``aiodatastore import`` does."""
+    from aiodatastore import Entity, Key
+    from aiodatastore.jsonl import dump_entity
+    from aiodatastore.transfer import import_entities
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "listings.jsonl"
+        with path.open("wb") as file:
+            for number in range(1, count + 1):
+                file.write(dump_entity(Entity(Key("Listing", number), listing(number))) + b"\n")
+        watching = Watch(count)
+        await import_entities(
+            side.ds, path, in_flight=_UNDER_WAY, progress=lambda progress: watching.note(progress.entities)
+        )
+        return watching.summary(_UNDER_WAY)
 
 
 async def _with_asyncpg(side: Any, count: int, *, copy: bool) -> dict[str, Any]:
@@ -91,19 +113,19 @@ async def _import(engine: str, way: str, place: Place, count: int) -> dict[str, 
     from benchmarks.peers.postgres import AsyncPG
     from benchmarks.peers.redis import RedisPy
 
-    side_class: type[Side] = Ours if way == Ours.name else AsyncPG if engine == "postgres" else RedisPy
+    side_class: type[Side] = Ours if way.startswith(Ours.name) else AsyncPG if engine == "postgres" else RedisPy
     async with side_class.open(place) as side:
         if isinstance(side, Ours):
-            return await _with_ours(side, count)
+            return await (_with_lines if way == LINES else _with_ours)(side, count)
         if isinstance(side, AsyncPG):
             return await _with_asyncpg(side, count, copy=way == "asyncpg, COPY")
         return await _with_redis(side, count)
 
 
 WAYS = {
-    "postgres": (Ours.name, "asyncpg, COPY", "asyncpg, executemany"),
-    "redis": (Ours.name, "redis-py, MULTI of 500"),
-    "file": (Ours.name,),
+    "postgres": (Ours.name, LINES, "asyncpg, COPY", "asyncpg, executemany"),
+    "redis": (Ours.name, LINES, "redis-py, MULTI of 500"),
+    "file": (Ours.name, LINES),
 }
 """Who imports, of each engine."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiodatastore.bench.report import Result, Target
 from benchmarks import suite
+from benchmarks.loading import LINES
 from benchmarks.peers.files import AioFiles, AioFilesParsed, ThreadedFiles
 from benchmarks.peers.orms import Alchemy, Piccolo, Tortoise
 from benchmarks.peers.postgres import AsyncPG, AsyncPGLean
@@ -127,6 +128,12 @@ def _postgres(results: Sequence[Result], tasks: int) -> list[Target]:
             "PostgreSQL import, 5 indexed properties",
             20_000,
             _fact(results, "postgres_import", f"{OURS}: entities a second"),
+            unit="a second",
+        ),
+        Target(
+            "– from a file of JSON lines",
+            None,
+            _fact(results, "postgres_import", f"{LINES}: entities a second"),
             unit="a second",
         ),
         Target(_GROWTH, _flat(results, "postgres_import"), _growth(results, "postgres_import"), unit="MiB", below=True),
