@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -709,6 +710,46 @@ async def test_a_replica_reads_and_the_primary_stands_in(dsn: str, space: str) -
         assert replica is not None
         assert (await replica.read([b"a"])).records == [(1, b"x")]
         assert (await replica.scan(ALL_ROWS, 5)).rows == [(b"x|a", 1, None, None)]
+
+
+# ------------------------------------------------------------------------------------------ joined scans
+
+
+async def test_scans_side_by_side_are_what_they_are_alone(store: PostgresRowStore) -> None:
+    rng = random.Random(3)
+    await commit(store, puts(*((b"%03d" % n, b"x,*y") for n in range(400))), RowCommit(index_puts={b"x|none": 4}))
+    for space, joined, reverse in itertools.product(Space, (False, True), (False, True)):
+        ends = [sorted((rng.randrange(400), rng.randrange(400))) for _ in range(40)]
+        head = b"" if space is Space.ENTITY else b"x|"
+        spans = [Span(space, head + b"%03d" % lo, head + b"%03d" % hi) for lo, hi in ends]
+        limits = [rng.choice([0, 1, 20, 256, 1000]) for _ in spans]
+        alone = [
+            await store.scan(span, limit, reverse=reverse, with_entities=joined)
+            for span, limit in zip(spans, limits, strict=True)
+        ]
+        together = await asyncio.gather(
+            *[
+                store.scan(span, limit, reverse=reverse, with_entities=joined)
+                for span, limit in zip(spans, limits, strict=True)
+            ]
+        )
+        assert together == alone
+        for (lo, hi), limit, scan in zip(ends, limits, alone, strict=True):
+            names = [b"%03d" % n for n in range(lo, hi)]
+            assert [row[0][len(head) :] for row in scan.rows] == (names[::-1] if reverse else names)[:limit]
+
+
+async def test_joined_scans_survive_cancelled_neighbours(store: PostgresRowStore) -> None:
+    await commit(store, puts(*((b"%03d" % n, b"x") for n in range(100))))
+    for n in range(20):
+        tasks = [asyncio.create_task(store.scan(ALL_ROWS, 50, with_entities=True)) for _ in range(30)]
+        await asyncio.sleep(n * 0.0005)
+        for task in tasks[::3]:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        left = [each for number, each in enumerate(found) if number % 3]
+        assert {len(each.rows) for each in left if not isinstance(each, BaseException)} == {50}
+        assert not any(isinstance(each, BaseException) for each in left)
 
 
 # ------------------------------------------------------------------------------------------- SQL for people

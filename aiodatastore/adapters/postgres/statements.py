@@ -19,6 +19,7 @@ SESSION: Final = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_sort": "off",
+    "enable_memoize": "off",
     "idle_in_transaction_session_timeout": "60s",
 }
 """Settings of the connections a store makes for itself."""
@@ -42,6 +43,10 @@ class Statements:
     scan_rows: tuple[str, str]
     scan_entities: tuple[str, str]
     scan_keys: tuple[str, str]
+    many_joined: tuple[str, str]
+    many_rows: tuple[str, str]
+    many_entities: tuple[str, str]
+    many_keys: tuple[str, str]
     count: dict[Space, str]
     tally: str
     intersect: str
@@ -82,6 +87,22 @@ def statements(schema: str, long: bool) -> Statements:
             both.append(scan(rows.format(span=span), reverse))
         return both[0], both[1]
 
+    def many(rows: str, table: str, column: str, columns: str) -> tuple[str, str]:
+        """Several spans at once; the rows of each may come in any order."""
+        both = []
+        for reverse in (False, True):
+            span = spanned(table, column, columns, "s.lo", "s.hi", "s.size", long=long, reverse=reverse)
+            both.append(
+                named(
+                    "SELECT 0::bigint AS n, NULL::bytea AS row, NULL::bigint AS tail,"
+                    f" {meta} AS version, NULL::bytea AS payload FROM @.meta"
+                    f" UNION ALL SELECT s.n, {rows} FROM unnest($1::bytea[], $2::bytea[], $3::int[])"
+                    f" WITH ORDINALITY AS s(lo, hi, size, n) CROSS JOIN LATERAL {span} r"
+                    + (f" LEFT JOIN LATERAL ({of_row}) e ON true" if "e." in rows else "")
+                )
+            )
+        return both[0], both[1]
+
     def every(table: str, column: str, columns: str) -> str:
         short = f"SELECT {columns} FROM @.{table} WHERE {column} >= $1 AND {column} < $2"
         if not long:
@@ -119,6 +140,10 @@ def statements(schema: str, long: bool) -> Statements:
         scan_keys=scans(
             "SELECT key AS row, 0::bigint, version, NULL::bytea FROM {span} r", "entities", "key", "key, version"
         ),
+        many_joined=many("r.row, r.tail, e.version, e.payload", "rows", "row", "row, tail"),
+        many_rows=many("r.row, r.tail, NULL::bigint, NULL::bytea", "rows", "row", "row, tail"),
+        many_entities=many("r.key, 0::bigint, r.version, r.payload", "entities", "key", "key, version, payload"),
+        many_keys=many("r.key, 0::bigint, r.version, NULL::bytea", "entities", "key", "key, version"),
         count={
             Space.ENTITY: named(
                 f"SELECT (SELECT count(*) FROM ({every('entities', 'key', 'key')}) x), 0::bigint, {meta} FROM @.meta"

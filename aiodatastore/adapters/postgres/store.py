@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlencode
 
@@ -24,6 +25,7 @@ from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
 from aiodatastore.adapters.postgres.statements import SESSION, Statements, statements
+from aiodatastore.batching import Batcher
 from aiodatastore.errors import (
     BadArgumentError,
     DatastoreError,
@@ -59,6 +61,28 @@ _LONGEST_PAUSE_S: Final = 1.0
 _REPLICA_REST_S: Final = 5.0
 """For so long a replica that could not be reached is left alone, and the primary answers."""
 _LONG_NOTED: Final = -2
+
+
+ScanKind = tuple[Space, bool, bool]
+"""The space, whether entities are joined, and whether the scan goes backward."""
+
+LINES: Final = 3
+"""Statements that scan at the same time, for each kind of scan; what comes meanwhile goes together in the next."""
+JOINED_ROWS: Final = 256
+"""A scan of more rows goes alone."""
+_MAX_ROWS: Final = 4096
+
+
+class _Line(Batcher[tuple[Span, int], RowScan]):
+    """Scans that take turns; those that wait while one is under way go together."""
+
+    def __init__(self, send: Callable[[list[tuple[Span, int]]], Awaitable[Sequence[RowScan]]]) -> None:
+        super().__init__(send, max_weight=_MAX_ROWS)
+        self.waiting = 0
+
+
+_waiting = attrgetter("waiting")
+_first = itemgetter(0)
 
 
 class _LongRowsError(Exception):
@@ -175,6 +199,7 @@ class PostgresRowStore(RowStore):
         self._statements: Statements
         self._quoted = ""
         self._is_long = False
+        self._lines: dict[ScanKind, list[_Line]] = {}
         self._slots: list[_Slot] = []
         self._writing = 0
         self._idle: asyncio.Event | None = None
@@ -191,6 +216,7 @@ class PostgresRowStore(RowStore):
         except RuntimeError:
             raise UnavailableError(f"{self.url}: asyncpg needs asyncio; this runs under another event loop") from None
         self._is_long = False
+        self._lines = {}
         self._slots = []
         self._writing = 0
         self._idle = None
@@ -286,7 +312,23 @@ class PostgresRowStore(RowStore):
         return RowRead(found, store.version)
 
     async def scan(self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False) -> RowScan:
-        space, lo, hi = span
+        if self._state != "open":
+            raise self._refuse()
+        kind = (span.space, with_entities, reverse)
+        if limit > JOINED_ROWS:
+            return await self._scan(kind, span, limit)
+        lines = self._lines.get(kind)
+        if lines is None:
+            lines = self._lines[kind] = [_Line(partial(self._scan_all, kind)) for _ in range(LINES)]
+        line = min(lines, key=_waiting)
+        line.waiting += 1
+        try:
+            return await line.call((span, limit), limit)
+        finally:
+            line.waiting -= 1
+
+    async def _scan(self, kind: ScanKind, span: Span, limit: int) -> RowScan:
+        space, with_entities, reverse = kind
 
         async def work(connection: Connection) -> RowScan:
             texts = self._statements
@@ -295,9 +337,40 @@ class PostgresRowStore(RowStore):
             else:
                 both = texts.scan_joined if with_entities else texts.scan_rows
             rows: list[Row] = list(
-                map(tuple, await connection.fetch(both[reverse], lo, hi, limit, timeout=self._timeout_s))
+                map(tuple, await connection.fetch(both[reverse], span.lo, span.hi, limit, timeout=self._timeout_s))
             )
             return RowScan(rows, _take_version(rows))
+
+        return await self._run(work)
+
+    async def _scan_all(self, kind: ScanKind, requests: list[tuple[Span, int]]) -> list[RowScan]:
+        """Scans that came together, in one round trip."""
+        if len(requests) == 1:
+            return [await self._scan(kind, *requests[0])]
+        space, with_entities, reverse = kind
+        los, his = [span.lo for span, _ in requests], [span.hi for span, _ in requests]
+        limits = [limit for _, limit in requests]
+
+        async def work(connection: Connection) -> list[RowScan]:
+            texts = self._statements
+            if space is Space.ENTITY:
+                both = texts.many_entities if with_entities else texts.many_keys
+            else:
+                both = texts.many_joined if with_entities else texts.many_rows
+            parts: list[list[Row]] = [[] for _ in requests]
+            store_version = 0
+            for place, row, tail, version, payload in await connection.fetch(
+                both[reverse], los, his, limits, timeout=self._timeout_s
+            ):
+                if place:
+                    parts[place - 1].append((row, tail, version, payload))
+                else:
+                    store_version = version
+            if store_version == _LONG_NOTED:
+                raise _LongRowsError
+            for part in parts:
+                part.sort(key=_first, reverse=reverse)  # they mostly are; nothing but an ORDER BY would promise it
+            return [RowScan(part, store_version) for part in parts]
 
         return await self._run(work)
 
