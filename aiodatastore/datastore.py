@@ -773,9 +773,11 @@ class Datastore:
     async def delete_index(
         self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None, finish: bool = True
     ) -> None:
-        """Delete a composite index and its rows, in batches; deleting what is absent is allowed.
+        """Delete a composite index and its rows, in batches.
 
         With ``finish=False`` it is only marked ``DELETING``: queries don't use it any more.
+
+        :raises BadRequestError: if there is no such index
         """
         await self._open_channel().adapter.delete_index(definition, progress=progress, finish=finish)
 
