@@ -34,7 +34,7 @@ _STAT = struct.Struct("<qqQ")
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FLUSH_ALL_AT = 16
+_FLUSH_ALL_AT = 64
 """From so many files on, the whole file system is flushed at once: a thousand fsyncs take seconds, that a few."""
 
 

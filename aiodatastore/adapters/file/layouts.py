@@ -103,6 +103,8 @@ class Layout(ABC):
             with found as entries:
                 for entry in entries:
                     name = entry.name
+                    if name[0] == ".":  # none of ours: of git, editors, the macOS Finder
+                        continue
                     if not name.isascii():
                         name = unicodedata.normalize("NFC", name)
                     if name.endswith(extension) and not entry.is_dir(follow_symlinks=False):
@@ -111,7 +113,7 @@ class Layout(ABC):
                                 yield prefix + name, pack(entry.stat())
                             except FileNotFoundError:
                                 continue
-                    elif name[0] != "." and entry.is_dir(follow_symlinks=False):
+                    elif entry.is_dir(follow_symlinks=False):
                         todo.append(f"{prefix}{name}/")
 
     _at_root = False

@@ -326,8 +326,8 @@ class _Merge:
         for key, payload in self._found.items():
             digest = payload_digest(payload)
             logged = self._logged.get(key)
-            if digest in logged if logged is not None else known.get(key) == digest:
-                continue
+            if known.get(key) == digest or (logged is not None and digest in logged):
+                continue  # as it was, or as the journal has it: perhaps an earlier state, that was not overwritten yet
             try:
                 edited[key] = self._loader.rows(key, payload)
             except BadValueError as exc:

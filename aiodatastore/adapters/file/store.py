@@ -25,6 +25,7 @@ from aiodatastore.adapters.file.journal import Journal, Logged
 from aiodatastore.adapters.file.layouts import OWN_FOLDER, EntityFiles, KindFiles, Layout
 from aiodatastore.adapters.file.loading import Loaded, Loader, Progress
 from aiodatastore.adapters.file.lock import Lock
+from aiodatastore.adapters.file.paths import PathError, parse_kind_path
 from aiodatastore.adapters.file.snapshot import write_snapshot
 from aiodatastore.adapters.file.state import Draft, State
 from aiodatastore.adapters.sqlite.threads import to_the_end
@@ -71,6 +72,7 @@ _TICK_S = 0.012
 _MAX_NEXT = 1 << 63
 """Longer than the clock of file times stands still (Linux: up to 10 ms)."""
 
+_KIND_EXTENSION = ".jsonl"
 _ABOUT, _SNAPSHOT, _JOURNAL, _LOCK, _IGNORE = "store.json", "snapshot", "journal", "lock", ".gitignore"
 _IGNORED = b"# What is ignored is made anew where it is missing; store.json is not.\n*\n!.gitignore\n!store.json\n"
 
@@ -235,15 +237,29 @@ class FileRowStore(RowStore):
                         "or copy the data to another folder"
                     )
             name, extension = ("kind" if about.layout == "kind" else "entity"), about.extension
+        elif name is None and self._looks_like_kinds():
+            raise BadArgumentError(
+                f"{self._root} has no {OWN_FOLDER}/{_ABOUT}, and .jsonl files: say layout=kind if they are its data, "
+                "or layout=entity if not"
+            )
         name = name or "entity"
         layout = KindFiles if name == "kind" else EntityFiles
         if layout is KindFiles and self._documents is None:
             raise BadArgumentError("layout=kind needs documents that name their keys: serializer=json or compact")
         return layout(self._root, extension or self._default_extension(name), self._documents)
 
+    def _looks_like_kinds(self) -> bool:
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self._root):
+                if name.endswith(_KIND_EXTENSION) and name[0] != ".":
+                    with suppress(PathError):
+                        parse_kind_path(name, _KIND_EXTENSION)
+                        return True
+        return False
+
     def _default_extension(self, layout: str) -> str:
         if layout == "kind":
-            return ".jsonl"
+            return _KIND_EXTENSION
         return ".data" if self._documents is None else self._documents.extension
 
     def _show_records(self, state: State) -> None:
