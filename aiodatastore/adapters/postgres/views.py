@@ -16,22 +16,21 @@ VIEWS: Final = r"""
 CREATE FUNCTION @.read_int(data bytea, at int, size int, signed boolean) RETURNS numeric
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $function$
 DECLARE
-    number numeric := 0;
+    number numeric := ('x' || lpad(encode(substr(data, at + 1, size), 'hex'), 16, '0'))::bit(64)::bigint;
 BEGIN
-    FOR i IN 0 .. size - 1 LOOP
-        number := number * 256 + get_byte(data, at + i);
-    END LOOP;
-    IF signed AND size > 0 AND get_byte(data, at) > 127 THEN
-        number := number - power(256::numeric, size);
+    IF number < 0 AND NOT signed THEN
+        RETURN number + 18446744073709551616;
+    ELSIF signed AND size < 8 AND get_byte(data, at) > 127 THEN
+        RETURN number - (1::bigint << (8 * size));
     END IF;
-    RETURN trunc(number);
+    RETURN number;
 END $function$;
 
 -- A float of 4 or 8 bytes.
 CREATE FUNCTION @.read_float(data bytea, at int, size int) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $function$
 DECLARE
-    bits bigint := @.read_int(data, at, size, false) % 9223372036854775808;
+    bits bigint := ('x' || lpad(encode(substr(data, at + 1, size), 'hex'), 16, '0'))::bit(64)::bigint;
     negative boolean := get_byte(data, at) > 127;
     shift int := CASE size WHEN 8 THEN 52 ELSE 23 END;
     top int := CASE size WHEN 8 THEN 2047 ELSE 255 END;
