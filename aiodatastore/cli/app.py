@@ -104,8 +104,10 @@ async def opened(url: str, *, create: bool = False, **options: Any) -> AsyncIter
 
 def _refuse_missing(url: str) -> None:
     scheme, _, rest = url.partition("://")
-    path = unquote(rest.partition("?")[0].removeprefix("/"))
-    if scheme in ("sqlite", "file") and path and not os.path.exists(path):
+    place = rest.partition("?")[0]
+    path = unquote(place.removeprefix("/"))
+    well_formed = place.startswith("/") and path  # else the adapter says what is wrong
+    if scheme in ("sqlite", "file") and well_formed and not os.path.exists(path):
         raise click.ClickException(f"there is no store at {url} (commands that write would create it)")
 
 
