@@ -282,6 +282,111 @@ async def test_without_prepared_statements_or_session_settings(dsn: str, space: 
         assert (await store.count(ALL_ROWS)).rows == 603
 
 
+class TransactionPooler:
+    """What pgbouncer does in transaction mode: each transaction of a client may meet another of the server's sessions.
+
+    Each client gets two sessions that take turns at every transaction, the harshest case; parameters that pgbouncer
+    does not know are refused.
+    """
+
+    KNOWN = frozenset({b"user", b"database", b"client_encoding", b"application_name"})
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = host, port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.turns = 0
+
+    async def __aenter__(self) -> int:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        sessions: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        pumps: list[asyncio.Task[None]] = []
+        pinned: asyncio.StreamWriter | None = None
+
+        async def pump(source: asyncio.StreamReader) -> None:
+            nonlocal pinned
+            while True:
+                head = await source.readexactly(5)
+                body = await source.readexactly(int.from_bytes(head[1:], "big") - 4)
+                if head[:1] == b"Z" and body == b"I":
+                    pinned = None
+                writer.write(head + body)
+
+        try:
+            startup = await self._startup(reader, writer)
+            if not self.KNOWN.issuperset(startup[8:-2].split(b"\0")[::2]):
+                return
+            for number in range(2):
+                sessions.append(await asyncio.open_connection(*self._target))
+                sessions[-1][1].write(startup)
+                head = b""
+                while head[:1] != b"Z":
+                    head = await sessions[-1][0].readexactly(5)
+                    body = await sessions[-1][0].readexactly(int.from_bytes(head[1:], "big") - 4)
+                    if number == 0:
+                        writer.write(head + body)
+            pumps = [asyncio.create_task(pump(source)) for source, _ in sessions]
+            while True:
+                head = await reader.readexactly(5)
+                body = await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+                if head[:1] == b"X":
+                    return
+                if pinned is None:
+                    self.turns += 1
+                    pinned = sessions[self.turns % 2][1]
+                pinned.write(head + body)
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            for each in pumps:
+                each.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for stream in (*(each for _, each in sessions), writer):
+                stream.close()
+            self._tasks.discard(task)
+
+    async def _startup(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        while True:
+            size = await reader.readexactly(4)
+            body = await reader.readexactly(int.from_bytes(size, "big") - 4)
+            if body[:4] != (80877103).to_bytes(4, "big"):
+                return size + body
+            writer.write(b"N")  # no TLS
+
+
+async def test_behind_a_pooler_of_transactions(dsn: str, space: str) -> None:
+    parts = urlsplit(dsn)
+    pooler = TransactionPooler(parts.hostname or "127.0.0.1", parts.port or 5432)
+    async with pooler as port:
+        behind = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}").geturl()
+        with pytest.raises(UnavailableError):
+            await PostgresRowStore(behind, schema=space, retry_s=0).open()
+        async with opened(behind, schema=space, pooler="transaction", max_size=3) as store:
+            before = pooler.turns
+            outcomes = await asyncio.gather(*[commit(store, puts((b"%d" % n, b"x,*y"))) for n in range(20)])
+            assert sorted(each[0].version or 0 for each in outcomes) == list(range(1, 21))
+            await commit(store, puts(*((b"%05d" % n, b"x") for n in range(600))))
+            assert (await store.count(ALL_ROWS)).rows == 640
+            assert len((await store.scan(ALL_ROWS, 1000, with_entities=True)).rows) == 640
+            joined = await asyncio.gather(*[store.scan(ALL_ROWS, 7) for _ in range(20)])
+            assert {len(each.rows) for each in joined} == {7}
+            found = await store.intersect([b"x|", b"y|"], b"", b"\xff", 100)
+            assert len(found.rows) == 20
+            assert pooler.turns > before + 30
+
+
 # ------------------------------------------------------------------------------------------- long names
 
 
