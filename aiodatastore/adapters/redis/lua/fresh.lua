@@ -7,20 +7,22 @@ if sub(text, -1) == 'x' and not seen[2] then
   return false
 end
 
--- The escaped key at the end of an index row's member, and where the row ends.
-local function owner(member)
-  local stop = find(member, '\0\1', 1, true)
-  local size = #member
+-- Where the row of a member ends, and the length of the escaped key at its end.
+local function ends(member)
+  local stop, size = find(member, '\0\1', 1, true), #member
   local a, b, c = byte(member, math.max(stop + 2, size - 2), size)
-  local length = 0
   if c then
-    length = a % 64 * 65536 + b * 256 + c
+    return stop, a % 64 * 65536 + b * 256 + c
   elseif b then
-    length = a * 256 + b
-  elseif a then
-    length = a
+    return stop, a * 256 + b
   end
-  return sub(member, stop - length, stop - 1), stop, length
+  return stop, a or 0
+end
+
+-- The escaped key at the end of the row of a member.
+local function owner(member)
+  local stop, length = ends(member)
+  return sub(member, stop - length, stop - 1)
 end
 
 -- Records of entities by name, in chunks that Lua can spread.

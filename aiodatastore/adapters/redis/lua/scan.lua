@@ -20,6 +20,6 @@ elseif join == 'versions' then
 end
 local owners = {}
 for i = 1, #members do
-  owners[i] = (owner(members[i]))
+  owners[i] = owner(members[i])
 end
 return {text, members, records(ARGV[6], owners)}

@@ -3,16 +3,23 @@
 -- Returns {version, values with their tails, counts, where to go on or ''}.
 local members = call('ZRANGEBYLEX', KEYS[3], ARGV[1], ARGV[2], 'LIMIT', 0, ARGV[3])
 local skip = tonumber(ARGV[4]) + 1
-local counts, values, numbers = {}, {}, {}
+local by_tail, values, numbers = {}, {}, {}
 for i = 1, #members do
   local member = members[i]
-  local _, stop, length = owner(member)
-  local value = sub(member, skip, stop - length - 1) .. '\0\1' .. sub(member, stop + 2)
+  local stop, length = ends(member)
+  local tail, value = sub(member, stop), sub(member, skip, stop - length - 1)
+  local counts = by_tail[tail]
+  if not counts then
+    counts = {}
+    by_tail[tail] = counts
+  end
   counts[value] = (counts[value] or 0) + 1
 end
-for value, number in pairs(counts) do
-  values[#values + 1] = value
-  numbers[#numbers + 1] = number
+for tail, counts in pairs(by_tail) do
+  for value, number in pairs(counts) do
+    values[#values + 1] = value .. tail
+    numbers[#numbers + 1] = number
+  end
 end
 local resume = ''
 if #members == tonumber(ARGV[3]) then
