@@ -196,7 +196,8 @@ def copy_command(
     if options["verify"] and not as_json:
         besides = f"; the target has {report.extra:,} besides" if report.extra else ""
         problems = f", {len(report.problems)} problems of indexes" if report.problems else ""
-        note(f"verified {report.verified:,}, {report.different:,} differ{problems}{besides}")
+        took = f" in {report.verify_seconds:.1f} s"
+        note(f"verified {report.verified:,}{took}, {report.different:,} differ{problems}{besides}")
     _list_differences(report.differences, report.different, report.problems)
     return FAILED if report.different or report.problems else 0
 
@@ -317,6 +318,7 @@ def _tell(what: str, report: TransferReport, as_json: bool) -> None:
                 "verified": report.verified,
                 "different": report.different,
                 "extra": report.extra,
+                "verify_seconds": round(report.verify_seconds, 3),
                 "problems": report.problems,
                 "truncated": report.truncated,
             }

@@ -115,6 +115,7 @@ class TransferReport:
     Of a copy that was verified: ``verified`` entities of the source were compared, of which ``different`` are missing
     or different in the target; ``differences`` names at most 100 of them. ``problems`` are disagreements of
     indexes, on either side. ``extra`` entities the target has besides: those were not copied, so they are none.
+    ``seconds`` are those of the transfer, ``verify_seconds`` of the comparison after it.
     """
 
     entities: int = 0
@@ -126,6 +127,7 @@ class TransferReport:
     verified: int = 0
     different: int = 0
     extra: int = 0
+    verify_seconds: float = 0.0
     differences: list[Difference] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 

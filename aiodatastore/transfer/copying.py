@@ -76,6 +76,7 @@ async def copy(
         await reader.open(count=progress is not None)
     else:
         report = await _copy(reader, goal, saved, mark, progress, indexes=indexes, in_flight=in_flight)
+    report.seconds = time.monotonic() - started
     if verify:
         # Who interrupts the comparison need not copy again.
         kept = {"copied": True, "entities": report.resumed + report.entities}
@@ -89,8 +90,8 @@ async def copy(
         report.differences = [each for each in found.differences if each.problem != "extra"]
         if indexes:
             report.problems = await compare_indexes(origin, goal, selection, progress, both=False)
+        report.verify_seconds = time.monotonic() - started - report.seconds
     await anyio.to_thread.run_sync(saved.remove)
-    report.seconds = time.monotonic() - started
     return report
 
 
