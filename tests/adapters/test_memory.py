@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from aiodatastore.adapters import memory
-from aiodatastore.adapters.memory import MemoryRowStore, SortedBytes
+from aiodatastore.adapters import sortedbytes
+from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.adapters.sortedbytes import SortedBytes
 from aiodatastore.rowstore import TAIL_MULTI, Capability, RowCommit
 
 from .rows import ALL_KEYS, ALL_ROWS, commit, entities, puts
@@ -59,9 +60,14 @@ def test_closing_forgets_and_opening_starts_anew() -> None:
 
 @pytest.mark.parametrize("chunk", [2, 3, 8, 512])
 def test_the_sorted_set_agrees_with_a_sorted_list(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CHUNK", chunk)
-    rng, ours, model = random.Random(chunk), SortedBytes(), set[bytes]()
+    monkeypatch.setattr(sortedbytes, "_CHUNK", chunk)
+    monkeypatch.setattr(sortedbytes, "_FILL", max(1, chunk * 3 // 4))
+    rng = random.Random(chunk)
     values = [bytes(rng.choices(range(3), k=rng.randint(0, 6))) for _ in range(400)]
+    model = set(values[:100] if chunk > 2 else [])
+    ours = SortedBytes.of_sorted(sorted(model))
+    assert [value for part in ours.chunks() for value in part] == sorted(model)
+    check_structure(ours, chunk)
     for step in range(3000):
         value = rng.choice(values)
         growing = (step // 500) % 2 == 0
