@@ -83,7 +83,11 @@ async def _common(context: Context, engine: Engine, work: str) -> None:
         place = await stack.enter_async_context(engine.place(work))
         sides = await stack.enter_async_context(_opened(engine, work, place))
         await _load(engine, sides, data, count)
-        variants = []
+        variants = [
+            side.get_by_number(f"key made on the way: {side.name}", count, SEED)
+            for side in sides
+            if work == "get" and isinstance(side, Ours)
+        ]
         for number, (label, setting) in enumerate(engine.variants.items() if work == "get" else ()):
             other = await stack.enter_async_context(engine.place(f"{work}_{number}"))
             mark = "&" if "?" in other.url else "?"
