@@ -158,6 +158,7 @@ class FileRowStore(RowStore):
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached = 0
         self._inline_from = 0.0
+        self._blocks = disk.blocks_read()
         self._is_dirty = False
         self._journal_due: int | None = None
         self._snapshot_bytes = 0
@@ -398,7 +399,9 @@ class FileRowStore(RowStore):
         payload = self._from_file(key)
         took = time.perf_counter() - start
         if took > SLOW_S:
-            self._inline_from = start + took + min(_SHARE * took, _TURN_AWAY_S)
+            blocks, self._blocks = self._blocks, disk.blocks_read()
+            if blocks != self._blocks:  # else it was a busy machine, and waiting for a thread would be slower yet
+                self._inline_from = start + took + min(_SHARE * took, _TURN_AWAY_S)
         self._keep(key, payload)
         return payload
 
