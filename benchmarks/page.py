@@ -8,6 +8,7 @@ from typing import Any
 
 from aiodatastore.bench.measure import Figures
 from aiodatastore.bench.report import Result, baseline, fact_text, settings_text
+from benchmarks.engines import ENGINES
 from benchmarks.targets import targets
 
 __all__ = ["write_page"]
@@ -117,10 +118,22 @@ def write_page(results: Raw, page: Path, plots: Path | None, raw: Sequence[Path]
         "## Figures to reach\n\n" + _targets([_result(raw) for raw in results["results"]], results["settings"]["tasks"])
     )
     parts.append(_METHOD)
-    for result in results["results"]:
+    group = None
+    for result in sorted(results["results"], key=lambda result: _GROUPS.index(_group(result["name"]))):
+        if group != _group(result["name"]):
+            group = _group(result["name"])
+            parts.append(f"## {group}\n")
         parts.append(_section(result, f"{folder}/{result['name']}.svg" if plots else None))
     parts.append(_LIMITS)
     page.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
+
+
+def _group(name: str) -> str:
+    engine = ENGINES.get(name.partition("_")[0])
+    return engine.title if engine else "The package" if name == "import" else "Memory and SQLite"
+
+
+_GROUPS = (*(engine.title for engine in ENGINES.values()), "Memory and SQLite", "The package")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -167,7 +180,8 @@ def _result(raw: Raw) -> Result:
 
 
 def _section(raw: Raw, plot: str | None) -> str:
-    lines = [f"## {_NAMES.get(raw['name'], raw['title'])}\n"]
+    title = raw["title"].partition(": ")[2]
+    lines = [f"### {_NAMES.get(raw['name']) or title[:1].upper() + title[1:]}\n"]
     if raw["settings"]:
         lines.append(settings_text(raw["settings"]) + ".\n")
     if raw["subjects"]:
