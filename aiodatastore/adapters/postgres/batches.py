@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiodatastore.adapters.postgres.functions import SHORT
-from aiodatastore.rowstore import RowBatch, RowCommit, RowOutcome, StaleFenceError
+from aiodatastore.rowstore import RowBatch, RowCommit, RowOutcome, RowPut, StaleFenceError
 
-__all__ = ["check_arguments", "has_long", "outcomes", "write_arguments", "writes"]
+__all__ = ["check_arguments", "has_long", "outcomes", "own_tails", "write_arguments", "writes"]
 
 
 def writes(commit: RowCommit) -> bool:
@@ -30,6 +30,12 @@ def has_long(batch: RowBatch) -> bool:
             if len(key) > SHORT:
                 return True
     return batch.fence is not None and len(batch.fence[0]) > SHORT
+
+
+def own_tails(put: RowPut) -> list[int]:
+    """The tails of an entity's rows as they are kept with it: none if all are the length of its key, as most are."""
+    tails = put.rows.values()
+    return list(tails) if set(tails) - {len(put.key)} else []
 
 
 def check_arguments(batch: RowBatch) -> list[Any]:
@@ -76,7 +82,7 @@ def write_arguments(slot: bytes, number: int, batch: RowBatch, *, plain: bool = 
         if commit.puts or commit.deletes:
             ordinal += 1
             for put in commit.puts:
-                puts.append((of, ordinal, put.key, put.payload, list(put.rows), list(put.rows.values())))
+                puts.append((of, ordinal, put.key, put.payload, list(put.rows), own_tails(put)))
             for key in commit.deletes:
                 delete_of.append(of)
                 deletes.append(key)

@@ -232,7 +232,7 @@ def _apply(long: bool) -> str:
                 WHERE octet_length(g.row) > {SHORT}))
         ),
         long_new AS (
-            INSERT INTO @.long_rows SELECT n.row, n.tail
+            INSERT INTO @.long_rows SELECT n.row, coalesce(n.tail, octet_length(q.key))
             FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS n(row, tail) WHERE octet_length(n.row) > {SHORT}
         ),
         long_replaced AS (
@@ -254,7 +254,7 @@ def _apply(long: bool) -> str:
             FROM unnest(p_puts) q WHERE {_HOLDS.format(of="q.of")}
         ),
         old AS MATERIALIZED (
-            SELECT u.row, u.tail FROM q
+            SELECT u.row, coalesce(u.tail, octet_length(q.key)) AS tail FROM q
             CROSS JOIN LATERAL (SELECT rows, tails FROM @.entities WHERE key = q.key {also_old} LIMIT 1) e
             CROSS JOIN LATERAL unnest(e.rows, e.tails) AS u(row, tail)
         ),
@@ -271,7 +271,11 @@ def _apply(long: bool) -> str:
             ON CONFLICT (key) DO UPDATE SET version = excluded.version, payload = excluded.payload,
                 rows = excluded.rows, tails = excluded.tails
         )
-        INSERT INTO @.rows SELECT n.row, n.tail FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS n(row, tail)
+        INSERT INTO @.rows SELECT n.row, n.tail
+        FROM (
+            SELECT u.row, coalesce(u.tail, octet_length(q.key)) AS tail
+            FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS u(row, tail)
+        ) n
         WHERE {short_row} NOT EXISTS (SELECT FROM old o WHERE o.row = n.row AND o.tail = n.tail)
         ON CONFLICT (row) DO UPDATE SET tail = excluded.tail;"""
 
@@ -339,7 +343,7 @@ def _add_rows(long: bool) -> str:
         FROM (
             SELECT x.place, array_agg(x.row) AS rows, array_agg(x.tail) AS tails
             FROM (
-                SELECT o.place, u.row, u.tail
+                SELECT o.place, u.row, coalesce(u.tail, octet_length(o.key)) AS tail
                 FROM owner o CROSS JOIN LATERAL unnest(o.rows, o.tails) AS u(row, tail)
                 WHERE u.row NOT IN (SELECT row FROM new)
                 UNION ALL SELECT o.place, n.row, n.tail FROM owner o JOIN new n ON n.key = o.key

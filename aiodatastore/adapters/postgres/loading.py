@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from aiodatastore.adapters.postgres.batches import write_arguments, writes
+from aiodatastore.adapters.postgres.batches import own_tails, write_arguments, writes
 from aiodatastore.adapters.postgres.pool import Connection
 from aiodatastore.adapters.postgres.statements import Statements
 from aiodatastore.rowstore import RowBatch
@@ -56,9 +56,9 @@ async def load(
         rows: list[tuple[bytes, int]] = []
         for commit, ordinal in zip(batch.commits, ordinals, strict=True):
             version = answer[0] + ordinal
-            for key, payload, own, _ in commit.puts:
-                entities.append((key, version, payload, list(own), list(own.values())))
-                rows += own.items()
+            for put in commit.puts:
+                entities.append((put.key, version, put.payload, list(put.rows), own_tails(put)))
+                rows += put.rows.items()
         rows.sort()  # neighbours share a page
         await connection.copy_records_to_table(
             "entities",

@@ -30,7 +30,7 @@ CREATE TABLE @.entities (
     version bigint NOT NULL,
     payload bytea NOT NULL,
     rows bytea[] NOT NULL,
-    tails bigint[] NOT NULL
+    tails bigint[] NOT NULL  -- empty where all are the length of the key
 );
 CREATE TABLE @.rows (row bytea NOT NULL, tail bigint NOT NULL, PRIMARY KEY (row) INCLUDE (tail));
 
