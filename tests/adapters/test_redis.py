@@ -629,6 +629,26 @@ async def test_a_batch_that_arrives_after_its_successor_is_dropped(server: Valke
             assert await store.read([b"n"]) == ([(2, b"second")], 2)
 
 
+async def test_after_a_failover_commits_go_to_the_new_master() -> None:
+    """The old master stays reachable on open connections, as a replica that refuses writes."""
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(started(repl_diskless_sync_delay=0))
+        new = stack.enter_context(started(replicaof=["127.0.0.1", str(old.port)]))
+        old_client, new_client = (stack.enter_context(Redis(port=each.port)) for each in (old, new))
+        await until(lambda: new_client.info("replication")["master_link_status"] == "up")
+        proxy = stack.enter_context(Proxy(old.port, split=redis_messages))
+        async with opened(f"redis://127.0.0.1:{proxy.port}", wait_replicas=1) as store:
+            await asyncio.gather(*[commit(store, puts((b"%d" % n, b"0"))) for n in range(6)])
+            store._wait_replicas = 0
+            new_client.replicaof("NO", "ONE")
+            old_client.replicaof("127.0.0.1", str(new.port))
+            proxy.target = ("127.0.0.1", new.port)
+            outcomes = await asyncio.gather(*[commit(store, puts((b"%d" % n, b"1"))) for n in range(6)])
+            assert sorted(version for [outcome] in outcomes if (version := outcome.version)) == [*range(7, 13)]
+            assert set((await entities(store)).values()) == {(version, b"1") for version in range(7, 13)}
+            assert len(await index_rows(store)) == 6
+
+
 async def test_a_refused_batch_that_arrives_again_stays_refused(server: ValkeyServer) -> None:
     with Proxy(server.port, split=redis_messages) as proxy:
         async with opened(f"redis://127.0.0.1:{proxy.port}", timeout_s=0.5) as store:

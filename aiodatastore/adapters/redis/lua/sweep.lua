@@ -1,5 +1,8 @@
 -- Remove entities whose time has come, with their index rows: a commit of its own.
 --
+-- Which entities these are is not known before: their keys are not declared, but have the prefix (and so the hash tag)
+-- of those that are. The commit's script never sweeps.
+--
 -- KEYS as of commit.lua up to 7. ARGV: 1 what entity names begin with, 2 the most to remove.
 -- Returns how many were removed, and 1 if more are due.
 
