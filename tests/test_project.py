@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import aiodatastore
+from aiodatastore.adapters import registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aiodatastore"
@@ -248,6 +249,13 @@ def test_every_dependency_is_used() -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == aiodatastore.__version__
+
+
+def test_every_scheme_of_ours_is_an_entry_point() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = project["entry-points"][registry.GROUP]
+    assert declared == {scheme: f"{module}:from_url" for scheme, module in registry._BUILT_IN.items()}
+    assert set(project["optional-dependencies"]) >= {"postgres", "redis", "file", "all"}
 
 
 def test_commands_that_the_documentation_names_exist() -> None:

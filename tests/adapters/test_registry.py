@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,14 @@ def test_settings_go_to_the_store_and_options_to_the_engine() -> None:
         ("tasks.db", {}, "sqlite:///tasks.db or memory://, got 'tasks.db'"),
         ("", {}, "named by a URL"),
         ("://x", {}, "named by a URL"),
-        ("nonsense://x", {}, "no adapter for nonsense://; known are memory://, .*sqlite://"),
-        ("redis://localhost", {}, "redis:// is not available in this version"),
-        ("postgresql://localhost/db", {}, "postgresql:// is not available in this version; known are memory://"),
+        ("nonsense://x", {}, "no adapter for nonsense://; known are file://, memory://, .*sqlite://, unix://"),
+        ("redis://localhost?nonsense=1", {}, "unknown option 'nonsense' for redis://; known are .*retry_s"),
+        (
+            "postgresql://localhost/db?nonsense=1",
+            {},
+            "unknown option 'nonsense' for postgresql://; known are .*retry_s",
+        ),
+        ("file:///data?nonsense=1", {}, "unknown option 'nonsense' for file://; known are .*layout"),
         ("memory://somewhere", {}, "takes no path"),
         ("memory://?cache_mb=1", {}, "unknown option 'cache_mb' for memory://; known are require_indexes, sort_budget"),
         ("memory://", {"cache_mb": 1}, "unknown option 'cache_mb' for memory://"),
@@ -110,7 +117,10 @@ def test_only_text_is_a_url(url: Any) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://me:hunter2@db.example/x",
+        "postgresql://me:hunter2@db.example/x?nonsense=1",
+        "redis://me:hunter2@db.example/x",
+        "redis://me:hunter2@db.example?nonsense=1",
+        "file://me:hunter2@db.example/x",
         "what://me:hunter2@db.example",
         "me:hunter2@db.example",
         "sqlite://me:hunter2@host/a.db",
@@ -131,7 +141,7 @@ def test_entry_points_add_schemes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: found)
     assert adapter_from_url("theirs://x", colour="red") is THEIRS
     assert asked == [("theirs://x", {"colour": "red"})]
-    with pytest.raises(BadArgumentError, match="known are memory://, sqlite://, theirs://"):
+    with pytest.raises(BadArgumentError, match=r"known are file://, memory://, .*sqlite://, theirs://"):
         adapter_from_url("others://")
 
 
@@ -157,3 +167,19 @@ def test_texts_are_read_strictly() -> None:
         for text in texts:
             with pytest.raises(ValueError, match="expected"):
                 parse(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "extra"),
+    [("postgresql://localhost/db", "asyncpg", "postgres"), ("redis://localhost", "redis", "redis")],
+)
+def test_a_missing_driver_names_the_line_that_installs_it(url: str, driver: str, extra: str) -> None:
+    code = (
+        f"import sys; sys.modules[{driver!r}] = None\n"
+        "from aiodatastore import Datastore\n"
+        "from aiodatastore.errors import BadArgumentError\n"
+        f"try: Datastore({url!r})\n"
+        "except BadArgumentError as exc: print(exc)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert f'pip install "aiodatastore-engine[{extra}]"' in done.stdout
