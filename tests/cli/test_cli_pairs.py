@@ -79,6 +79,9 @@ async def test_everything_moves_from_each_store_to_each(
 
         query = there.query("Item").filter("even", "=", True).order("-s").limit(3)
         assert [found.key.id for found in await query.fetch(3)] == [300, 298, 296]
+        page = await here.query("Item").filter("even", "=", True).order("-s").page(3)
+        rest = await there.query("Item").filter("even", "=", True).order("-s").page(2, start=page.cursor)
+        assert [found.key.id for found in rest.entities] == [294, 292]  # a cursor holds on any store
         assert ((await there.put(Entity("Item"))).id or 0) > 300
 
         await there.put(Entity(Key("Item", 7), {**WORLD[9 + 6], "n": 7.0}))
