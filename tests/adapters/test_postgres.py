@@ -45,6 +45,7 @@ from aiodatastore.rowstore import (
     SpanCheck,
     StaleFenceError,
 )
+from aiodatastore.testing.servers import PostgresServer, ServerError
 from aiodatastore.values import Blob, GeoPoint, Text
 from tests.adapters.rows import ALL_KEYS, ALL_ROWS, commit, entities, entity, index_rows, puts, rows_of, seen, versions
 from tests.engines import PostgresSession, fresh_name
@@ -631,6 +632,23 @@ async def test_a_lock_timeout_is_waited_out(dsn: str, space: str, postgres_sessi
         assert versions(outcome) == [1]
 
 
+async def test_a_deadlock_is_tried_again(store: PostgresRowStore, dsn: str, space: str) -> None:
+    """Somebody's transaction has the entity and wants the writers' lock; the commit has that and wants the entity."""
+    await commit(store, puts((b"a", b"x")))
+    other = await asyncpg.connect(dsn, server_settings={"deadlock_timeout": "5s"})
+    try:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute(f"SELECT 1 FROM {space}.entities WHERE key = 'a' FOR UPDATE")
+        task = asyncio.create_task(commit(store, puts((b"a", b"y"))))
+        await asyncio.sleep(0.2)
+        await other.execute(f"SELECT pg_advisory_xact_lock(1633972339, '{space}.meta'::regclass::oid::int)")
+        await transaction.commit()
+        assert versions(await task) == [2]
+    finally:
+        await other.close()
+
+
 async def test_serializable_sessions_are_retried(dsn: str, space: str) -> None:
     settings = {"default_transaction_isolation": "serializable"}
     async with (
@@ -815,6 +833,43 @@ async def test_a_replica_reads_and_the_primary_stands_in(dsn: str, space: str) -
         assert replica is not None
         assert (await replica.read([b"a"])).records == [(1, b"x")]
         assert (await replica.scan(ALL_ROWS, 5)).rows == [(b"x|a", 1, None, None)]
+
+
+@pytest.mark.slow
+async def test_a_standby_serves_reads_and_takes_over() -> None:
+    """Two hosts in the DSN: when the first is killed and the second promoted, calls that waited go on there."""
+    try:
+        primary = PostgresServer(fsync="off")
+    except ServerError as exc:
+        pytest.skip(str(exc))
+    with primary, primary.standby() as standby:
+        ports = urlsplit(primary.dsn).port, urlsplit(standby.dsn).port
+        both = "postgresql://postgres@" + ",".join(f"127.0.0.1:{port}" for port in ports) + "/postgres"
+        async with opened(both, replica=standby.dsn, retry_s=30) as store:
+            await commit(store, puts((b"a", b"x")))
+            replica = store.replica()
+            assert replica is not None
+            async with asyncio.timeout(20):
+                for _ in range(1000):
+                    if (await replica.read([b"a"])).records != [None]:
+                        break
+                    await asyncio.sleep(0.02)
+            # A standby alone takes no writes, and says so to whoever insists.
+            with pytest.raises(UnavailableError):
+                await PostgresRowStore(standby.dsn, retry_s=0.1).open()
+            async with opened(standby.dsn, target_session_attrs="any", read_only=True) as reader:
+                assert (await reader.read([b"a"])).records == [(1, b"x")]
+            await asyncio.to_thread(primary.kill9)
+            waiting = asyncio.create_task(commit(store, puts((b"b", b"x"))))
+            reading = asyncio.create_task(store.read([b"a"]))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            connection = await asyncpg.connect(standby.dsn)
+            assert await connection.fetchval("SELECT pg_promote()")
+            await connection.close()
+            assert versions(await waiting) == [2]
+            assert (await reading).records == [(1, b"x")]
+            assert set(await entities(store)) == {b"a", b"b"}
 
 
 # ------------------------------------------------------------------------------------------ joined scans
