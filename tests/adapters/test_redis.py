@@ -185,7 +185,6 @@ def test_no_driver_is_loaded_before_it_is_needed() -> None:
         import sys
         from aiodatastore import Datastore
         Datastore("memory://")
-        import aiodatastore.adapters.redis
         assert "redis" not in sys.modules
         sys.modules["redis"] = None
         from aiodatastore.errors import BadArgumentError

@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiodatastore.adapters import registry
 
+try:
+    from aiodatastore.adapters.redis.store import RedisRowStore
+except ImportError as exc:
+    if (exc.name or "").partition(".")[0] != "redis":
+        raise
+    raise registry.missing_extra("redis", exc) from exc
+
 if TYPE_CHECKING:
     from aiodatastore.adapters.engine import EngineAdapter
-    from aiodatastore.adapters.redis.store import RedisRowStore
 
 __all__ = ["RedisRowStore", "from_url"]
 
@@ -17,25 +23,10 @@ __all__ = ["RedisRowStore", "from_url"]
 def from_url(url: str, **options: Any) -> EngineAdapter:
     """An adapter for a Redis URL, ``?setting=value`` as in :class:`RedisRowStore`.
 
-    :raises BadArgumentError: if the address is malformed, a setting is unknown or malformed, or redis-py is missing
+    :raises BadArgumentError: if the address is malformed, or a setting is unknown or malformed
     """
     parts = registry.split_url(url, options, settings=_SETTINGS)
-    store = _store_class()
-    return registry.engine(store.from_location(parts.scheme, parts.location, **parts.settings), parts)
-
-
-def _store_class() -> type[RedisRowStore]:
-    try:
-        from aiodatastore.adapters.redis.store import RedisRowStore
-    except ImportError as exc:
-        raise registry.missing_extra("redis", exc) from exc
-    return RedisRowStore
-
-
-def __getattr__(name: str) -> Any:
-    if name == "RedisRowStore":
-        return _store_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return registry.engine(RedisRowStore.from_location(parts.scheme, parts.location, **parts.settings), parts)
 
 
 _SETTINGS: dict[str, Callable[[str], Any]] = {
