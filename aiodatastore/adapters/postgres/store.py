@@ -21,11 +21,11 @@ import asyncpg
 
 from aiodatastore.adapters.postgres import errors
 from aiodatastore.adapters.postgres.batches import check_arguments, has_long, outcomes, write_arguments, writes
+from aiodatastore.adapters.postgres.joining import Line
 from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
 from aiodatastore.adapters.postgres.statements import SESSION, Statements, statements
-from aiodatastore.batching import Batcher
 from aiodatastore.errors import (
     BadArgumentError,
     DatastoreError,
@@ -73,15 +73,8 @@ JOINED_ROWS: Final = 256
 _MAX_ROWS: Final = 4096
 
 
-class _Line(Batcher[tuple[Span, int], RowScan]):
-    """Scans that take turns; those that wait while one is under way go together."""
-
-    def __init__(self, send: Callable[[list[tuple[Span, int]]], Awaitable[Sequence[RowScan]]]) -> None:
-        super().__init__(send, max_weight=_MAX_ROWS)
-        self.waiting = 0
-
-
-_waiting = attrgetter("waiting")
+ScanLine = Line[tuple[Span, int], RowScan]
+_load = attrgetter("load")
 _first = itemgetter(0)
 
 
@@ -199,7 +192,7 @@ class PostgresRowStore(RowStore):
         self._statements: Statements
         self._quoted = ""
         self._is_long = False
-        self._lines: dict[ScanKind, list[_Line]] = {}
+        self._lines: dict[ScanKind, list[ScanLine]] = {}
         self._slots: list[_Slot] = []
         self._writing = 0
         self._idle: asyncio.Event | None = None
@@ -259,6 +252,9 @@ class PostgresRowStore(RowStore):
             await self._idle.wait()
         if self._pool is not None:
             await self._pool.aclose()
+        for lines in self._lines.values():
+            for line in lines:
+                await line.wait_idle()
         if self._replica is not None:
             await self._replica.aclose()
 
@@ -319,13 +315,9 @@ class PostgresRowStore(RowStore):
             return await self._scan(kind, span, limit)
         lines = self._lines.get(kind)
         if lines is None:
-            lines = self._lines[kind] = [_Line(partial(self._scan_all, kind)) for _ in range(LINES)]
-        line = min(lines, key=_waiting)
-        line.waiting += 1
-        try:
-            return await line.call((span, limit), limit)
-        finally:
-            line.waiting -= 1
+            send = partial(self._scan_all, kind)
+            lines = self._lines[kind] = [Line(send, max_weight=_MAX_ROWS) for _ in range(LINES)]
+        return await min(lines, key=_load).call((span, limit), limit)
 
     async def _scan(self, kind: ScanKind, span: Span, limit: int) -> RowScan:
         space, with_entities, reverse = kind

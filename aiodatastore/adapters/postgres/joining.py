@@ -1,0 +1,81 @@
+"""Reads that come side by side go together."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+__all__ = ["Line"]
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+class Line(Generic[Request, Answer]):
+    """Has at most one ``send`` under way. A call that finds none goes out at once and alone; those that come meanwhile
+    go together in the next, up to ``max_weight``.
+
+    What is sent for several is nobody's own: a caller that is cancelled leaves, the others get their answers.
+    """
+
+    def __init__(self, send: Callable[[list[Request]], Awaitable[Sequence[Answer]]], *, max_weight: int) -> None:
+        self._send = send
+        self._max_weight = max_weight
+        self._queue: deque[tuple[Request, int, asyncio.Future[Answer]]] = deque()
+        self._busy = False
+        self._task: asyncio.Task[None] | None = None
+        self.load = 0
+        """Calls that are under way or wait."""
+
+    async def call(self, request: Request, weight: int) -> Answer:
+        """The answer to a request."""
+        self.load += 1
+        try:
+            if self._busy:
+                answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+                self._queue.append((request, weight, answer))
+                return await answer
+            self._busy = True
+            try:
+                return (await self._send([request]))[0]
+            finally:
+                self._go_on()
+        finally:
+            self.load -= 1
+
+    def _go_on(self) -> None:
+        batch: list[tuple[Request, asyncio.Future[Answer]]] = []
+        total = 0
+        while self._queue and (not batch or total + self._queue[0][1] <= self._max_weight):
+            request, weight, answer = self._queue.popleft()
+            if not answer.done():  # else its caller was cancelled
+                batch.append((request, answer))
+                total += weight
+        self._busy = bool(batch)
+        self._task = asyncio.create_task(self._deliver(batch)) if batch else None
+
+    async def _deliver(self, batch: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = await self._send([request for request, _ in batch])
+        except Exception as exc:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(copy.copy(exc))  # one of its own for each: they collect tracebacks
+        except BaseException:  # the loop is being torn down
+            for _, future in batch:
+                future.cancel()
+            raise
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        finally:
+            self._go_on()
+
+    async def wait_idle(self) -> None:
+        """Return when what was sent for several has come back."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
