@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,14 @@ from benchmarks.targets import targets
 
 def quiet() -> Report:
     return Report(Console(file=io.StringIO(), width=200))
+
+
+@pytest.fixture(autouse=True)
+def small_heap() -> Iterator[None]:
+    """Each round collects garbage first: without what the whole test run holds, that takes no time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def given(name: str, request: pytest.FixtureRequest) -> dict[str, str | None]:
