@@ -85,7 +85,7 @@ class FileRowStore(RowStore):
       crash of the process; of the machine, the last commits may be missing, each as a whole.
     - Isolation: serializable. One process writes. Reads see one moment: a batch of commits becomes visible at once.
     - Readers: ``read_only=True`` opens beside the writer and shows the state of its opening, all held in memory.
-    - Limits of one commit: memory. All index rows are in memory (about 150 bytes each), payloads are not, but for
+    - Limits of one commit: memory. All index rows are in memory (about 200 bytes each), payloads are not, but for
       ``cache_mb`` of those read last, and ``layout="kind"``, which holds all.
     - Cost: a read of one key 25 µs inline (2 µs if cached); a batch of writes one trip through a thread, one fsync,
       about 3 µs per changed index row, and later 80 µs for each file. Opening reads the state of each file (200
