@@ -141,6 +141,12 @@ async def test_nobody_there(space: str) -> None:
         await store.read([b"a"])
 
 
+def test_under_trio_it_is_refused(dsn: str) -> None:
+    trio = pytest.importorskip("trio")
+    with pytest.raises(UnavailableError, match="asyncio"):
+        trio.run(PostgresRowStore(dsn).open)
+
+
 async def test_refused_at_once_where_trying_again_does_not_help(dsn: str) -> None:
     with pytest.raises(UnavailableError, match="refuses"):
         await PostgresRowStore(urlsplit(dsn)._replace(path="/no_such_database").geturl(), retry_s=60).open()
