@@ -1,4 +1,4 @@
-"""How long Hypothesis looks (``HYPOTHESIS_PROFILE=long`` for a search), and how long index deletion waits."""
+"""How long Hypothesis looks, by ``HYPOTHESIS_PROFILE`` (``brief``, ``long``), and how long index deletion waits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from aiodatastore.adapters.engine import building, core
 
 settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, print_blob=True, database=None)
+settings.register_profile("brief", settings.get_profile("default"), max_examples=15)
 settings.register_profile(
     "long",
     max_examples=1000,
