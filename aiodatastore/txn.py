@@ -44,7 +44,7 @@ from aiodatastore.arguments import (
     entities_to_write,
     expected_versions,
 )
-from aiodatastore.batching import MAX_BATCH_KEYS, NotSentError
+from aiodatastore.batching import MAX_BATCH_KEYS, ChainedCommit, NotSentError
 from aiodatastore.contention import MAX_LINES, News
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
@@ -128,7 +128,19 @@ def transaction_of(datastore: Datastore) -> Transaction | None:
 class _View:
     """What a transaction (with all that is nested in it) has read, and when all of it held."""
 
-    __slots__ = ("_lock", "contended", "doomed", "entities", "reads", "since", "spans", "until")
+    __slots__ = (
+        "_lock",
+        "contended",
+        "doomed",
+        "entities",
+        "followed",
+        "follows",
+        "guess",
+        "reads",
+        "since",
+        "spans",
+        "until",
+    )
 
     def __init__(self) -> None:
         self.reads: dict[Key, int] = {}
@@ -138,11 +150,46 @@ class _View:
         self.until = math.inf
         self.doomed = False
         self.contended: set[Key] = set()
+        self.follows: ChainedCommit | None = None
+        """The commit whose entity was read before it was known to hold; then nothing else was read."""
+        self.guess = 0
+        """The version that the entity seemed to have."""
+        self.followed = False
+        """Whether an entity was read that way."""
         self._lock: anyio.Lock | None = None
 
     @property
     def empty(self) -> bool:
-        return not self.reads and not self.spans
+        return not self.reads and not self.spans and self.follows is None
+
+    def follow(self, key: Key, news: News) -> None:
+        """Read an entity as a commit writes it that is under way."""
+        self.follows = news.commit
+        self.followed = True
+        self.guess = news.version
+        self.entities[key] = news.entity
+
+    async def know(self) -> None:
+        """Wait until the commit whose entity was read is known to hold.
+
+        :raises TransactionFailedError: if it does not
+        """
+        commit = self.follows
+        if commit is None:
+            return
+        if commit.outcome is None:
+            await commit.done.wait()
+        if self.follows is commit:  # else another task was here
+            self.follows = None
+            outcome = commit.outcome
+            if outcome is None or outcome.version is None:
+                raise self.doom((commit.key,))
+            entity = self.entities.get(commit.key)
+            if entity is not None:
+                entity.version = outcome.version
+            self._add({commit.key: 0 if entity is None else outcome.version}, (), outcome.version, outcome.version)
+        if self.doomed:
+            raise _conflict(self.contended)
 
     def note(self, key: Key, version: int, since: int, until: int) -> bool:
         """:meth:`admit` of one entity, where that needs no waiting; False: nothing was added."""
@@ -390,6 +437,10 @@ class Transaction:
         unique = list(dict.fromkeys(keys))
         if self._queues and not self._line:
             await self._stand_in_line(unique)
+        await self._view.know()
+        for news in self._news.values():
+            if news.commit is not None:
+                await news.commit.done.wait()  # what it writes is soon there to be read
         for start in range(0, len(unique), MAX_BATCH_KEYS):
             chunk = unique[start : start + MAX_BATCH_KEYS]
             found = await self._channel.lookup(chunk)
@@ -407,14 +458,21 @@ class Transaction:
         """Bring a key into the view."""
         if self._queues and not self._line:
             await self._stand_in_line((key,))
+        view = self._view
+        await view.know()
         news = self._news.get(key)
+        if news is not None and news.commit is not None:
+            if news.commit.outcome is None and view.empty and self._parent is None:
+                view.follow(key, news)
+                return
+            await news.commit.done.wait()
+            news = None
         if news is None:
             found = await self._channel.lookup((key,))
             self.check_usable()
             entity, until = found.entities[0], found.version
         else:
-            entity, until = news
-        view = self._view
+            entity, until = news.entity, news.version
         version, since = (0, until) if entity is None else (entity.version, entity.version)
         if not view.note(key, version, since, until):
             await view.admit(self._channel, {key: version}, (), since, until)
@@ -440,6 +498,7 @@ class Transaction:
     async def admit(self, seen: Page | AggregateResult) -> None:
         """Add what a query has read."""
         self.check_usable()
+        await self._view.know()
         if seen.checks or seen.spans:
             newest = max(seen.version, seen.newest)
             await self._view.admit(self._channel, seen.checks, seen.spans, newest, seen.version)
@@ -574,6 +633,8 @@ class Transaction:
     async def _expect(self, keys: Sequence[Key], expected: Sequence[int | None]) -> None:
         """Compare versions with those stored (own writes have none yet)."""
         wanted = [key for key, version in zip(keys, expected, strict=True) if version is not None]
+        guessed, guess = self._view.follows, self._view.guess
+        await self._view.know()
         unknown = [key for key in wanted if key not in self._view.entities]
         if unknown:
             await self._read(unknown)
@@ -582,6 +643,8 @@ class Transaction:
                 continue
             entity = self._view.entities[key]
             actual = 0 if entity is None else entity.version
+            if guessed is not None and key == guessed.key and version == guess:
+                continue  # the version as it was told before it was known
             if actual != version:
                 raise version_conflict(key, version, actual)
 
@@ -648,18 +711,41 @@ class Transaction:
             self._parent.check_usable()
             self._merge_into(self._parent)
             return True
+        key = self._chain_key()
+        if view.follows is not None and (
+            view.follows.outcome is not None or key != view.follows.key or view.reads or view.spans
+        ):
+            try:
+                await view.know()
+            except TransactionFailedError:
+                self._discard(_State.FAILED)
+                return False
         commit = self._as_commit()
         cancelled = None
+        if commit is None and view.followed and await self._is_stale():
+            # Others may have written since, and told of it before this one began.
+            self._discard(_State.FAILED)
+            return False
         if commit is not None:
             self._state = _State.COMMITTING
+            if key is not None:
+                await self._breathe()
+            chained = self._chained(commit, key) if key is not None else None
             contention = self._datastore._contention
             waiting = [contention.next(key) for key in self._line]
             try:
-                outcome, cancelled = await self._channel.commit(commit, deadline)
+                if chained is not None:  # at once: a commit stands in line before those that follow it
+                    outcome, cancelled = await self._channel.commits.settle(chained, deadline)
+                else:
+                    outcome, cancelled = await self._channel.commit(commit, deadline)
             except BaseException as exc:
                 # Where the outcome is unknown, a completed key stays: putting it again writes the same entity.
                 self._discard(_State.FAILED, restore=not isinstance(exc, UnavailableError))
                 raise
+            finally:
+                if chained is not None:
+                    chained.done.set()
+                    contention.close(chained.key, chained)
             if outcome.version is None:
                 view.contended.update(outcome.conflicts)
                 self.collided = [key for key in outcome.conflicts if self._writes.get(key, _NEVER).fresh]
@@ -696,6 +782,34 @@ class Transaction:
             return None
         token = self._channel.commits.token()
         return Commit(checks=checks, spans=tuple(self._view.spans.values()), writes=writes, token=token)
+
+    async def _breathe(self) -> None:
+        try:
+            await self._channel.breathe_if_due()
+        except BaseException:
+            self._discard(_State.FAILED)
+            raise
+
+    def _chain_key(self) -> Key | None:
+        """The one entity that it writes, if it holds the line for it: then its commit may be followed, and follow."""
+        if len(self._writes) != 1:
+            return None
+        ((key, write),) = self._writes.items()
+        return key if key in self._line and write.ttl_s is None else None
+
+    def _chained(self, commit: Commit, key: Key) -> ChainedCommit:
+        """The commit as one that others may follow: who is next in line, or comes to it, gets the entity now."""
+        follows, guess = self._view.follows, self._view.guess
+        if follows is None:
+            guess = commit.checks.get(key, 0)
+        chained = ChainedCommit(commit.checks, commit.spans, commit.writes, commit.token, key=key, follows=follows)
+        entity = self._writes[key].entity
+        if entity is not None:
+            entity = entity.snapshot()
+            entity.version = guess
+        self._line.remove(key)
+        self._datastore._contention.leave(key, News(entity, guess, chained))
+        return chained
 
     def _merge_into(self, parent: Transaction) -> None:
         for key, write in self._writes.items():
@@ -1011,6 +1125,11 @@ class _Attempt:
             self.result = await _call(function, args, kwargs)
         except Exception as exc:
             self.result = None
+            try:
+                await transaction._view.know()
+            except TransactionFailedError:
+                self.error = exc
+                return False
             if not transaction._view.doomed:
                 if _is_rollback(exc):
                     return True

@@ -442,7 +442,7 @@ async def test_contended_transactions_all_succeed() -> None:
             for _ in range(20):
                 group.start_soon(many)
         assert [await number(ds, key) for key in (A, B)] == [100, 100]
-        assert not ds._contention._lines
+        assert ds._contention.idle()
         attempts = sum(len(batch) for batch in adapter.commits)
         assert attempts < 250
 
@@ -1079,7 +1079,7 @@ async def test_cancellation_at_every_step_leaves_all_or_nothing() -> None:
             assert [await number(ds, key) for key in (A, B)] in ([1, 1], [2, 2])
             assert await number(ds, A) == 2 or not done
             await ds.run_in_transaction(body)
-            assert not ds._contention._lines
+            assert ds._contention.idle()
             if done:
                 return
     pytest.fail("it never got through")
@@ -1196,7 +1196,7 @@ async def test_lines_are_first_come_first_served_and_survive_cancellation() -> N
         scope.cancel()
         contention.leave(A)
     assert order == [1, 2]
-    assert contention.hot([A]) is None
+    assert contention.idle()
 
 
 async def test_a_task_that_gets_its_turn_too_late_leaves_the_line() -> None:
@@ -1216,7 +1216,7 @@ async def test_a_task_that_gets_its_turn_too_late_leaves_the_line() -> None:
 
             await ds.run_in_transaction(body)
             ds._contention.leave(A)
-        assert not ds._contention._lines
+        assert ds._contention.idle()
 
 
 async def test_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1225,4 +1225,4 @@ async def test_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await contention.enter(A)
     assert not await contention.enter(A)
     contention.leave(A)
-    assert contention.hot([A]) is None
+    assert contention.idle()

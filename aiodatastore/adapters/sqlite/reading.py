@@ -134,4 +134,4 @@ def count(span: Span, limit: int, connection: sqlite3.Connection, threaded: bool
 def tally(span: Span, skip: int, connection: sqlite3.Connection, threaded: bool) -> SpanTally:
     """How often each value occurs in a span of index rows."""
     version: int = connection.execute(VERSION).fetchall()[0][0]
-    return SpanTally(connection.execute(TALLY, (span.lo, span.hi, skip)).fetchall(), version)
+    return SpanTally(connection.execute(TALLY, (skip, skip, span.lo, span.hi)).fetchall(), version)

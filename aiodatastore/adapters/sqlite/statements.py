@@ -63,8 +63,8 @@ COUNT = {
 }
 # A span's rows, counted by what is between the first bytes and the key.
 TALLY = (
-    "SELECT substr(row, ?3 + 1, length(row) - ?3 - (tail & 1048575)), tail >> 20, count(*) FROM rows"
-    " WHERE row >= ?1 AND row < ?2 GROUP BY 1, 2"
+    "SELECT substr(row, ? + 1, length(row) - ? - (tail & 1048575)), tail >> 20, count(*) FROM rows"
+    " WHERE row >= ? AND row < ? GROUP BY 1, 2"
 )
 # All rows in one step. sqlite3 takes the GIL again after every step, and while the event loop computes, a
 # thread waits up to 5 ms for it: 1000 rows fetched one by one could take seconds.
