@@ -28,7 +28,7 @@ from aiodatastore.adapters.file.lock import Lock
 from aiodatastore.adapters.file.paths import PathError, parse_kind_path
 from aiodatastore.adapters.file.snapshot import write_snapshot
 from aiodatastore.adapters.file.state import Draft, State
-from aiodatastore.adapters.sqlite.threads import to_the_end
+from aiodatastore.adapters.threads import to_the_end
 from aiodatastore.errors import (
     BadArgumentError,
     CorruptDataError,

@@ -21,9 +21,9 @@ from aiodatastore.adapters.sqlite.errors import mapped, translate
 from aiodatastore.adapters.sqlite.file import StoreFile
 from aiodatastore.adapters.sqlite.reading import count, read, scan, tally
 from aiodatastore.adapters.sqlite.statements import GET, VERSION
-from aiodatastore.adapters.sqlite.threads import to_the_end
 from aiodatastore.adapters.sqlite.transactions import transaction
 from aiodatastore.adapters.sqlite.writing import checked, run_batch, writes
+from aiodatastore.adapters.threads import to_the_end
 from aiodatastore.errors import BadArgumentError, StoreBusyError, StoreClosedError, StoreReadOnlyError
 from aiodatastore.rowstore import (
     Capability,
