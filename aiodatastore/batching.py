@@ -5,9 +5,10 @@ that arrive meanwhile wait, and the first of them takes all that wait (up to a b
 the baton goes from task to task, and no background task is needed. One round trip then serves every get, and
 one round trip and one ``fsync`` every commit, that was awaited while the last was under way.
 
-Where the tasks' own work takes longer than the store's, that would leave each of the two waiting for the other: all
-tasks would be answered at once, work, and ask at once. Then a batch takes half of them and goes before the tasks of the
-last one run: the store works for one half while the event loop works for the other.
+That may leave the store and the tasks waiting for each other: all tasks are answered at once, work, and ask at once.
+So a batch may take half of them, and go before the tasks of the last one run: the store works for one half while the
+event loop works for the other. Where a round trip costs the same whatever is in it, that is slower: which of the two
+ways answers more calls is tried now and then (:class:`_Halving`).
 
 What happens between two awaits:
 
@@ -40,7 +41,7 @@ from aiodatastore.adapters.base import Adapter, Commit, Delete, Lookup, Outcome,
 from aiodatastore.errors import DatastoreError, DeadlineExceededError, UnavailableError
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
-from aiodatastore.waiting import Waiter, call_later_on, make_waiter, outlast, to_the_end
+from aiodatastore.waiting import Waiter, make_waiter, outlast, to_the_end
 
 if TYPE_CHECKING:
     from aiodatastore.entity import Entity
@@ -80,7 +81,6 @@ class NotSentError(DeadlineExceededError):
 
 _TWO_HALVES = 16
 """Calls from which on a batch may leave half of them to the next."""
-_LEARNING = 0.2
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -121,6 +121,46 @@ class _Call(Generic[Request, Answer]):
         return self.answer  # type: ignore[return-value]  # set whenever there is no error
 
 
+class _Halving:
+    """Whether batches take half of the calls: whichever answered more of them of late, with a look at the other."""
+
+    __slots__ = ("_calls", "_ended", "_looks", "_rates", "_since", "halves")
+
+    PERIOD = 400
+    """Calls after which the rate is taken."""
+    LOOK = 16
+    """Periods after which the other way is tried."""
+    PAUSE_S = 0.02
+    """A longer time without a batch is no part of a period."""
+
+    def __init__(self) -> None:
+        self.halves = True
+        self._rates = {True: 0.0, False: 0.0}
+        self._looks = 0
+        self._calls = -1
+        self._since = self._ended = 0.0
+
+    def note(self, size: int, started: float, answered: float) -> None:
+        """A batch was answered."""
+        if size < _TWO_HALVES // 2:
+            return
+        if self._calls < 0 or started - self._ended > self.PAUSE_S:
+            self._calls, self._since = 0, answered  # the first one only begins a period
+        else:
+            self._calls += size
+        self._ended = answered
+        if self._calls < self.PERIOD:
+            return
+        rates, halves = self._rates, self.halves
+        rate = self._calls / (answered - self._since)
+        rates[halves] = (rates[halves] + rate) / 2 if rates[halves] else rate
+        self._looks += 1
+        best = rates[True] > rates[False]
+        self.halves = not best if self._looks % self.LOOK == 0 or not rates[not best] else best
+        self._calls = 0 if self.halves == halves else -1
+        self._since = answered
+
+
 class Batcher(Generic[Request, Answer]):
     """Joins calls that wait while another is under way into one ``send``.
 
@@ -136,9 +176,7 @@ class Batcher(Generic[Request, Answer]):
         self._beside = False
         self._idle: anyio.Event | None = None
         self._last = 0  # calls of the last batch, which may soon come again
-        self._flight_s = 0.0  # how long a batch is under way
-        self._own_s = 0.0  # how long the event loop is busy with a call that was answered
-        self._call_later: Callable[..., Any] | None = None
+        self._halving = _Halving()
         self._make_waiter: Callable[[], Waiter] = self._first_waiter
 
     async def call(self, request: Request, weight: int = 1) -> Answer:
@@ -170,7 +208,6 @@ class Batcher(Generic[Request, Answer]):
 
     def _first_waiter(self) -> Waiter:
         self._make_waiter = make_waiter()  # not before there is an event loop
-        self._call_later = call_later_on()
         return self._make_waiter()
 
     def _pass_on(self) -> None:
@@ -200,7 +237,7 @@ class Batcher(Generic[Request, Answer]):
         queue = self._queue
         most = len(queue)
         everybody = most + self._last
-        if everybody >= _TWO_HALVES and self._flight_s < self._own_s * everybody:
+        if everybody >= _TWO_HALVES and self._halving.halves:
             most = (everybody + 1) // 2
         batch = [queue.popleft()]
         weight = batch[0].weight
@@ -210,17 +247,6 @@ class Batcher(Generic[Request, Answer]):
         for call in batch:
             call.state = _State.SENT
         return batch
-
-    def _learn(self, size: int, started: float, answered: float) -> None:
-        """Note how long a batch took, and find out how long its tasks keep the event loop busy."""
-        if size < _TWO_HALVES // 2:
-            return
-        self._flight_s += (answered - started - self._flight_s) * _LEARNING
-        if self._call_later is not None:
-            self._call_later(self._learn_own, size, answered)
-
-    def _learn_own(self, size: int, answered: float) -> None:
-        self._own_s += ((time.perf_counter() - answered) / size - self._own_s) * _LEARNING
 
     async def _lead(self) -> None:
         """Send a batch and settle its calls, with errors too."""
@@ -238,12 +264,13 @@ class Batcher(Generic[Request, Answer]):
                 return
             answered = time.perf_counter()
             self._last = len(batch)
-            has_baton = False
-            self._pass_on()  # the next batch goes before these tasks run
+            if self._halving.halves:
+                has_baton = False
+                self._pass_on()  # the next batch goes before these tasks run
             for call, answer in zip(batch, answers, strict=True):
                 if call.state is _State.SENT:
                     call.settle(answer)
-            self._learn(len(batch), started, answered)
+            self._halving.note(len(batch), started, answered)
         except BaseException as exc:
             self._interrupted(batch, exc)
             raise

@@ -15,7 +15,7 @@ import sniffio
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Waiter", "call_later_on", "make_waiter", "outlast", "to_the_end"]
+__all__ = ["Waiter", "make_waiter", "outlast", "to_the_end"]
 
 T = TypeVar("T")
 
@@ -64,15 +64,6 @@ def make_waiter() -> Callable[[], Waiter]:
         loop = asyncio.get_running_loop()
         return lambda: _AsyncioWaiter(loop)
     return anyio.Event
-
-
-def call_later_on() -> Callable[..., Any] | None:
-    """What calls a function after all tasks have run that are ready now; None where the event loop can't say."""
-    if sniffio.current_async_library() == "asyncio":
-        import asyncio
-
-        return asyncio.get_running_loop().call_soon
-    return None
 
 
 async def outlast(waiter: Waiter) -> BaseException | None:
