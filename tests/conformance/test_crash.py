@@ -13,8 +13,8 @@ from aiodatastore.testing.crash import AUTO, COUNTER, HEAD, PART, Killer, Report
 from tests.engines import Bound, Place, engines
 
 SECONDS = 0.12
-"""The longest that a writer lives after it has opened the store; on a server five times as long, as the first commit on a
-new connection takes its time."""
+"""The longest that a writer lives after it has opened the store; on a server five times as long, as the first commit on
+a new connection takes its time."""
 
 
 KILLS = {"sqlite": 50, "file": 50}
