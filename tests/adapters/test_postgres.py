@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -991,3 +992,18 @@ async def test_what_text_in_postgres_cannot_hold(dsn: str, space: str, postgres_
         await ds.put(Entity(Key("K", "a\x00b"), {"s": "\x00x\x00"}))
     [row] = postgres_session.run(f"SELECT key, name, properties->>'s' FROM {space}.entities_json")
     assert tuple(row) == ("/K:a%00b", "a\u2400b", "\u2400x\u2400")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://me:secret@127.0.0.1:notaport/db", "can't be read"),
+        ("postgresql://me:secret@127.0.0.1/db?target_session_attrs=x", "target_session_attrs='x': expected one of any"),
+    ],
+)
+async def test_a_url_that_cannot_be_read(url: str, told: str) -> None:
+    with pytest.raises(BadArgumentError) as caught:
+        async with Datastore(url):
+            pass
+    assert told in str(caught.value)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))

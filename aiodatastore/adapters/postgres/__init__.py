@@ -50,6 +50,7 @@ _SETTINGS: dict[str, Callable[[str], Any]] = {
     "statement_cache_size": registry.parse_int,
     "pooler": str,
     "replica": str,
+    "target_session_attrs": str,
     "read_only": registry.parse_bool,
     "ssl": str,
 }
@@ -70,6 +71,5 @@ _LIBPQ = (
     "sslnegotiation",
     "sslpassword",
     "sslrootcert",
-    "target_session_attrs",
     "user",
 )

@@ -61,6 +61,7 @@ _LONGEST_PAUSE_S: Final = 1.0
 _REPLICA_REST_S: Final = 5.0
 """For so long a replica that could not be reached is left alone, and the primary answers."""
 _LONG_NOTED: Final = -2
+_SESSION_ATTRS: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 
 
 ScanKind = tuple[Space, bool, bool]
@@ -148,6 +149,10 @@ class PostgresRowStore(RowStore):
             statement_cache_size = 100 if pooler == "none" else 0
         if pooler not in ("none", "transaction"):
             raise BadArgumentError(f"pooler={pooler!r}: expected 'none' or 'transaction'")
+        if target_session_attrs not in _SESSION_ATTRS:
+            raise BadArgumentError(
+                f"target_session_attrs={target_session_attrs!r:.40}: expected one of {', '.join(_SESSION_ATTRS)}"
+            )
         self._dsn = dsn
         self._given = pool
         self._schema = schema
@@ -156,7 +161,7 @@ class PostgresRowStore(RowStore):
         self._timeout_s = command_timeout_s
         self._read_only = read_only
         self._connect_options: dict[str, Any] = {
-            "timeout": connect_timeout_s,
+            "timeout": min(connect_timeout_s, retry_s or connect_timeout_s),
             "statement_cache_size": statement_cache_size,
             "max_cached_statement_lifetime": 0,
             "max_cacheable_statement_size": 0,
@@ -219,6 +224,12 @@ class PostgresRowStore(RowStore):
             self._quoted = await self._run(self._prepare)
             self._statements = statements(self._quoted, False)
             await self._pool.fill()
+        except ValueError:  # asyncpg's, whose words may have the password
+            await self.aclose()
+            raise BadArgumentError(
+                f"{self.url}: this URL can't be read: expected postgresql://user:password@host:port/database, with @, "
+                ": and / in names and passwords written as %40, %3A and %2F"
+            ) from None
         except BaseException:
             await self.aclose()
             raise
@@ -561,13 +572,14 @@ class PostgresRowStore(RowStore):
                 raise errors.translate(failure, self.url) from failure
             now = time.monotonic()
             give_up = give_up or now + self._retry_s
-            if now + pause >= give_up:
+            left = give_up - now
+            if left <= 0:
                 if self._primary is not None:
                     self._primary_until = now + _REPLICA_REST_S
                     return await self._primary._run(work)
                 raise self._unreachable(failure, writes, unknown) from failure
             if pause:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(_LONGEST_PAUSE_S, pause * 2 or _FIRST_PAUSE_S)
 
     def _unreachable(self, failure: Exception, writes: bool, unknown: bool) -> UnavailableError:

@@ -260,14 +260,15 @@ class RedisRowStore(RowStore):
             if not is_transient(error):
                 raise translate(error, self.url) from error
             await self._connections.renew()
-            if time.monotonic() + pause_s >= give_up:
+            left_s = give_up - time.monotonic()
+            if left_s <= 0:
                 if answered:
                     failure = translate(error, self.url)
                     raise type(failure)(f"{failure}{known}") from error
                 raise UnavailableError(
                     f"{self.url}: no answer within {self._retry_s:g} s ({_told(error)}){known}"
                 ) from error
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
     async def _run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int) -> Any:
