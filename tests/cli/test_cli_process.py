@@ -75,10 +75,10 @@ def test_bytes_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
 
 
 HEARS_CTRL_C = """
-import signal
+import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is born deaf to it
 from aiodatastore.cli import main
-main()
+sys.exit(main())
 """
 
 
