@@ -43,6 +43,7 @@ from aiodatastore.adapters.file.paths import (
     place_of,
     unescape,
 )
+from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.errors import (
     BadArgumentError,
@@ -92,7 +93,7 @@ def made(path: Path, **given: Any) -> FileRowStore:
 def abandon(store: FileRowStore) -> None:
     """What is left of a process that was killed: nothing but its files."""
     store._phase = "closed"
-    module._open_stores.discard(store)
+    open_stores.discard(store)
     store._let_go()
 
 

@@ -22,6 +22,7 @@ pytest.importorskip("asyncpg")
 import asyncpg
 
 from aiodatastore import Datastore, Entity, Key
+from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.postgres import PostgresRowStore, loading
 from aiodatastore.adapters.postgres import schema as schema_module
 from aiodatastore.adapters.postgres.functions import SHORT
@@ -801,8 +802,6 @@ async def test_a_store_that_is_dropped_warns(dsn: str, space: str) -> None:
 
 
 async def test_a_forked_child_is_refused(store: PostgresRowStore) -> None:
-    from aiodatastore.adapters.postgres import store as module
-
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -818,7 +817,7 @@ async def test_a_forked_child_is_refused(store: PostgresRowStore) -> None:
     await asyncio.to_thread(os.waitpid, pid, 0)
     assert answer == b"fork"
     os.close(read)
-    assert store in module._open_stores
+    assert store in open_stores
     assert (await store.read([b"a"])).records == [None]
 
 

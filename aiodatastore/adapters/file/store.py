@@ -7,7 +7,6 @@ import os
 import re
 import time
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from aiodatastore.adapters.file.lock import Lock
 from aiodatastore.adapters.file.paths import PathError, parse_kind_path
 from aiodatastore.adapters.file.snapshot import write_snapshot
 from aiodatastore.adapters.file.state import Draft, State
+from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.threads import to_the_end
 from aiodatastore.errors import (
     BadArgumentError,
@@ -192,7 +192,7 @@ class FileRowStore(RowStore):
             finally:
                 self._opening = None
         self._phase = "open"
-        _open_stores.add(self)
+        open_stores.add(self)
 
     def _load(self) -> None:
         if self._read_only:
@@ -298,7 +298,7 @@ class FileRowStore(RowStore):
         if self._phase != "open":
             return
         self._phase = "closed"
-        _open_stores.discard(self)
+        open_stores.discard(self)
         with anyio.CancelScope(shield=True):
             async with self._turn:
                 await to_the_end(self._close_now, self._limit)
@@ -716,16 +716,3 @@ def _check_extension(extension: str) -> None:
         raise BadArgumentError(
             f"extension={extension!r:.100}: expected a dot, a small letter, up to 19 more or digits; not .key, .bin"
         )
-
-
-_open_stores: weakref.WeakSet[FileRowStore] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for store in list(_open_stores):
-        store._leave_to_parent()
-    _open_stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

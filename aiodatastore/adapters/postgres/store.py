@@ -10,7 +10,6 @@ import ssl as ssl_module
 import struct
 import time
 import warnings
-import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
@@ -19,6 +18,7 @@ from urllib.parse import urlencode
 
 import asyncpg
 
+from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.postgres import errors
 from aiodatastore.adapters.postgres.batches import check_arguments, has_long, outcomes, write_arguments, writes
 from aiodatastore.adapters.postgres.joining import Line
@@ -233,7 +233,7 @@ class PostgresRowStore(RowStore):
         except BaseException:
             await self.aclose()
             raise
-        _open_stores.add(self)
+        open_stores.add(self)
         if self._replica is not None:
             self._replica._open_beside(self)
 
@@ -247,7 +247,7 @@ class PostgresRowStore(RowStore):
         self._primary = primary
         self._quoted, self._statements, self._is_long = primary._quoted, primary._statements, primary._is_long
         self._state = "open"
-        _open_stores.add(self)
+        open_stores.add(self)
 
     async def _prepare(self, connection: Connection) -> str:
         return await prepare(connection, self._schema, self.url, read_only=self._read_only)
@@ -256,7 +256,7 @@ class PostgresRowStore(RowStore):
         if self._state != "open":
             return
         self._state = "closed"
-        _open_stores.discard(self)
+        open_stores.discard(self)
         while self._writing:
             if self._idle is None:
                 self._idle = asyncio.Event()
@@ -618,16 +618,3 @@ def shown_url(dsn: str | None, schema: str) -> str:
     location = (dsn or "postgresql://").partition("://")[2].partition("?")[0]
     user, at, place = location.rpartition("@")
     return f"postgresql://{user.partition(':')[0]}{at}{place}?{urlencode({'schema': schema})}"
-
-
-_open_stores: weakref.WeakSet[PostgresRowStore] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for store in list(_open_stores):
-        store._leave_to_parent()
-    _open_stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -8,13 +8,13 @@ import os
 import random
 import time
 import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
 import msgspec
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
+from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.redis.address import TLS_SETTINGS, Address, parse_address
 from aiodatastore.adapters.redis.connections import Command, Connections, NotSentError, connector
 from aiodatastore.adapters.redis.durability import Durability, inquire
@@ -171,7 +171,7 @@ class RedisRowStore(RowStore):
         self._connections = Connections(self._make, self._max_connections)
         self._lanes = []
         self._state = "open"
-        _open_stores.add(self)
+        open_stores.add(self)
         try:
             await self._send([(b"GET", self._layout.version)])
             durability = await inquire(self._ask)
@@ -193,7 +193,7 @@ class RedisRowStore(RowStore):
         if self._state != "open":
             return
         self._state = "closed"
-        _open_stores.discard(self)
+        open_stores.discard(self)
         sweeper, self._sweeper = self._sweeper, None
         if sweeper is not None:
             sweeper.cancel()
@@ -537,15 +537,4 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-_open_stores: weakref.WeakSet[RedisRowStore] = weakref.WeakSet()
 _inherited: list[Any] = []  # never closed: that would harm the process that opened them
-
-
-def _after_fork() -> None:
-    for store in list(_open_stores):
-        store._leave_to_parent()
-    _open_stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -7,7 +7,6 @@ import queue
 import sqlite3
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 import anyio
 import anyio.to_thread
 
+from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.sqlite.errors import mapped, translate
 from aiodatastore.adapters.sqlite.file import StoreFile
 from aiodatastore.adapters.sqlite.reading import count, read, scan, tally
@@ -164,7 +164,7 @@ class SQLiteRowStore(RowStore):
         self._executes = {connection: connection.cursor().execute for connection in (writer, reader)}
         self._state = "open"
         self._read_inline_on(writer)
-        _open_stores.add(self)
+        open_stores.add(self)
 
     def _read_inline_on(self, connection: sqlite3.Connection) -> None:
         """Inline reads use the writing connection while it does not write: a connection forgets its page cache
@@ -178,7 +178,7 @@ class SQLiteRowStore(RowStore):
             return
         self._state = "closed"
         self._execute = self._refuse
-        _open_stores.discard(self)
+        open_stores.discard(self)
         with anyio.CancelScope(shield=True):
             async with self._turn:
                 await to_the_end(self._close_now, self._writer_limit)
@@ -385,15 +385,4 @@ def _blocks_read() -> int:
         return time.perf_counter_ns()
 
 
-_open_stores: weakref.WeakSet[SQLiteRowStore] = weakref.WeakSet()
 _inherited: list[Any] = []  # never closed: that would harm the process that opened them
-
-
-def _after_fork() -> None:
-    for store in list(_open_stores):
-        store._leave_to_parent()
-    _open_stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
