@@ -333,7 +333,7 @@ class _Chains:
             elif parent.outcome is None or parent.outcome.version is None:
                 self._outcomes[number] = Outcome(None, {commit.key: 0})
             else:
-                version = 0 if isinstance(parent.writes[0], Delete) else parent.outcome.version
+                version = 0 if isinstance(parent.writes[0], Delete) else parent.outcome.version_of(commit.key)
                 checks = {**commit.checks, commit.key: version}
                 places[id(commit)] = self._add(number, Commit(checks, commit.spans, commit.writes, commit.token))
 
@@ -354,7 +354,7 @@ class _Chains:
                 if number == last:
                     self._outcomes[number] = outcome
                 elif outcome.version is not None:
-                    self._outcomes[number] = Outcome(outcome.version - 1)
+                    self._outcomes[number] = Outcome(outcome.version - 1, clock=outcome.clock)
                 elif outcome.error is not None:  # the last one's data is at fault
                     self._outcomes[number] = Outcome(None, {self._key(number): 0})
                 else:
@@ -417,7 +417,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             finally:
                 self._beside = False
                 self._tell_idle()
-        self._adapter.prepare(commit)
+        self._adapter.encode(commit)
         call: _Call[Commit, Outcome] = _Call(commit, _weight(commit), self._make_waiter())
         self._queue.append(call)
         kept = None
@@ -590,13 +590,26 @@ def _never(keys: Sequence[Key]) -> None:
 class Channel:
     """An adapter and the lines in front of it: what ``Datastore`` and its transactions do their I/O with."""
 
-    __slots__ = ("_breathing", "_clock", "_eventual", "adapter", "commits", "lookup_now", "lookups", "yield_at")
+    __slots__ = (
+        "_breathing",
+        "_clock",
+        "_current",
+        "_eventual",
+        "adapter",
+        "commits",
+        "lookup_now",
+        "lookups",
+        "yield_at",
+    )
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.commits = CommitBatcher(adapter)
         self.lookups: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_strong, max_weight=MAX_BATCH_KEYS)
         self._eventual: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_eventual, max_weight=MAX_BATCH_KEYS)
+        self._current = self.lookups
+        if Capability.CURRENT_READS not in adapter.capabilities:
+            self._current = Batcher(self._lookup_current, max_weight=MAX_BATCH_KEYS)
         self.lookup_now = adapter.lookup_now if Capability.INLINE_READS in adapter.capabilities else _never
         self.yield_at = 0.0
         self._breathing = 0
@@ -606,7 +619,10 @@ class Channel:
         """Entities of at most :data:`MAX_BATCH_KEYS` complete keys; those of a key named twice are two."""
         if self._clock() >= self.yield_at:
             await self.breathe()
-        line = self.lookups if read_policy is ReadPolicy.STRONG else self._eventual
+        if read_policy is ReadPolicy.STRONG:
+            line = self.lookups
+        else:
+            line = self._current if read_policy is ReadPolicy.CURRENT else self._eventual
         return await line.call(keys, len(keys))
 
     async def commit(self, commit: Commit, deadline: float = math.inf) -> tuple[Outcome, BaseException | None]:
@@ -632,8 +648,9 @@ class Channel:
 
     async def wait_idle(self) -> None:
         """Return when no call is under way."""
-        for line in (self.lookups, self._eventual, self.commits):
+        for line in {self.lookups, self._current, self._eventual}:
             await line.wait_idle()
+        await self.commits.wait_idle()
 
     async def _lookup_strong(self, batch: list[Sequence[Key]]) -> Sequence[Lookup]:
         if len(batch) == 1 and len(batch[0]) == 1:
@@ -643,23 +660,26 @@ class Channel:
     async def _lookup_eventual(self, batch: list[Sequence[Key]]) -> list[Lookup]:
         return await self._lookup(batch, ReadPolicy.EVENTUAL)
 
+    async def _lookup_current(self, batch: list[Sequence[Key]]) -> list[Lookup]:
+        return await self._lookup(batch, ReadPolicy.CURRENT)
+
     async def _lookup(self, batch: list[Sequence[Key]], read_policy: ReadPolicy) -> list[Lookup]:
         wanted = [key for keys in batch for key in keys]
         unique = list(dict.fromkeys(wanted))
         found = await self.adapter.lookup(unique, read_policy=read_policy)
-        if len(unique) == len(wanted):  # nearly always
-            version, places = found.version, iter(found.entities)
-            return [Lookup(list(islice(places, len(keys))), version) for keys in batch]
-        entities: dict[Key, Entity | None] = dict(zip(unique, found.entities, strict=True))
+        if len(unique) == len(wanted) and found.moments is None:  # nearly always
+            version, clock, each = found.version, found.clock, iter(found.entities)
+            return [Lookup(list(islice(each, len(keys))), version, clock) for keys in batch]
+        places = {key: place for place, key in enumerate(unique)}
         taken: set[Key] = set()
         answers = []
         for keys in batch:
             own: list[Entity | None] = []
             for key in keys:
-                entity = entities[key]
+                entity = found.entities[places[key]]
                 if entity is not None and key in taken:
                     entity = entity.snapshot()
                 taken.add(key)
                 own.append(entity)
-            answers.append(Lookup(own, found.version))
+            answers.append(found.part(own, [places[key] for key in keys]))
         return answers

@@ -46,6 +46,7 @@ class News(NamedTuple):
     entity: Entity | None
     version: int
     commit: ChainedCommit | None = None
+    clock: object = None
 
 
 class _Line:

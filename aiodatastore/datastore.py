@@ -392,7 +392,7 @@ class Datastore:
                 commit = Commit({}, (), (Put(entities.snapshot()),), channel.commits.token())
                 outcome, cancelled = await channel.commit(commit)
                 assert outcome.version is not None  # there was nothing to check
-                entities.version = outcome.version
+                entities.version = outcome.version_of(key)
                 if cancelled is not None:
                     raise cancelled
                 return key
@@ -464,7 +464,7 @@ class Datastore:
 
     async def _delete_chunk(self, writes: list[Delete], checks: dict[Key, int], deadline: float) -> None:
         channel = self._open_channel()
-        commit = Commit(checks=checks, writes=writes, token=channel.commits.token())
+        commit = Commit(checks=checks, writes=writes, token=channel.commits.token(), atomic=bool(checks))
         outcome, cancelled = await channel.commit(commit, deadline)
         if cancelled is not None:
             raise cancelled
@@ -518,14 +518,19 @@ class Datastore:
         incomplete = {place: copies[place].key for place in fresh}
         pending = fresh
         collisions = 0
+        written: dict[Key, int] = {}  # what some of several stores have written, if others refused an automatic id
         while True:
             if pending:
                 await self._complete_copies(copies, pending, incomplete, collisions, deadline)
             checks = _checks([entity.key for entity in copies], expected)
+            atomic = bool(checks)
             for place in fresh:
                 checks[copies[place].key] = 0
             writes: dict[Key, Put] = {entity.key: Put(entity, ttl_s) for entity in copies}
-            commit = Commit(checks=checks, writes=[*writes.values()], token=channel.commits.token())
+            for key in written:
+                checks.pop(key, None)
+                writes.pop(key, None)
+            commit = Commit(checks, (), [*writes.values()], channel.commits.token(), atomic)
             outcome, cancelled = await channel.commit(commit, deadline)
             if outcome.version is not None:
                 break
@@ -536,12 +541,13 @@ class Datastore:
                 if key not in automatic:
                     raise _refused(key, condition, checks[key], actual)
             pending = [automatic[key] for key in outcome.conflicts]
+            written.update(outcome.versions or {})
             collisions += 1
         for place in fresh:
             if sources[place].key == incomplete[place]:
                 sources[place].key = copies[place].key
         for source in sources:
-            source.version = outcome.version
+            source.version = written.get(source.key) or outcome.version_of(source.key)
         if cancelled is not None:
             raise cancelled
 

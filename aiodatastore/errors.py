@@ -189,6 +189,10 @@ class UnsupportedError(DatastoreError, NotImplementedError):
         self.capability = capability
 
 
+class CrossShardError(BadRequestError, UnsupportedError):
+    """A transaction touches several stores that can't commit together. Nothing was written."""
+
+
 class DeadlineExceededError(DatastoreError, TimeoutError):
     """A call's ``timeout`` passed. A write may have taken effect unless the message says otherwise."""
 

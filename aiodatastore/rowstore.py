@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = [
+    "CORE",
     "EXISTS",
     "TAIL_KEY_MASK",
     "TAIL_MULTI",
@@ -50,6 +51,24 @@ class Capability(enum.StrEnum):
     TRIO = "trio"  # runs under trio as well as asyncio
     INLINE_READS = "inline_reads"  # small reads are answered without suspending
     TTL = "ttl"  # entities may expire
+    TWO_PHASE = "two_phase"  # commits can be prepared, and resolved later: transactions over several stores
+    GLOBAL_TRANSACTIONS = "global_transactions"  # one transaction may touch any keys, not only those of one shard
+    KEY_ORDER = "key_order"  # results come in the order of their keys, as the application has them
+    EXACT_KEYS = "exact_keys"  # keys come back as they were written, and different ones stay different
+    CURRENT_READS = "current_reads"  # a read is of what is stored now; without it, a cache may be behind by its bound
+    QUERIES = "queries"  # every query is answered, and agrees with the entities
+
+
+CORE = frozenset(
+    {
+        Capability.GLOBAL_TRANSACTIONS,
+        Capability.KEY_ORDER,
+        Capability.EXACT_KEYS,
+        Capability.CURRENT_READS,
+        Capability.QUERIES,
+    }
+)
+"""What every row store gives an adapter; shims and collections may lose some of it, and then say so."""
 
 
 class Space(enum.IntEnum):

@@ -34,7 +34,18 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio
 
-from aiodatastore.adapters.base import Adapter, AggregateResult, Commit, Delete, Page, Put
+from aiodatastore.adapters.base import (
+    MIXED,
+    Adapter,
+    AggregateResult,
+    Commit,
+    Delete,
+    Lookup,
+    Outcome,
+    Page,
+    Put,
+    ReadPolicy,
+)
 from aiodatastore.arguments import (
     check_retries,
     check_timeout,
@@ -130,6 +141,7 @@ class _View:
 
     __slots__ = (
         "_lock",
+        "clock",
         "contended",
         "doomed",
         "entities",
@@ -148,6 +160,8 @@ class _View:
         self.spans: dict[tuple[Any, bytes, bytes], SpanCheck] = {}
         self.since: float = 0
         self.until = math.inf
+        self.clock: object = None
+        """What the two count on; MIXED: nothing, what was read is of several stores, so that each read verifies all."""
         self.doomed = False
         self.contended: set[Key] = set()
         self.follows: ChainedCommit | None = None
@@ -185,15 +199,17 @@ class _View:
             if outcome is None or outcome.version is None:
                 raise self.doom((commit.key,))
             entity = self.entities.get(commit.key)
+            version = outcome.version_of(commit.key)
             if entity is not None:
-                entity.version = outcome.version
-            self._add({commit.key: 0 if entity is None else outcome.version}, (), outcome.version, outcome.version)
+                entity.version = version
+            known = {commit.key: 0 if entity is None else version}
+            self._add(known, (), outcome.version, outcome.version, outcome.clock)
         if self.doomed:
             raise _conflict(self.contended)
 
-    def note(self, key: Key, version: int, since: int, until: int) -> bool:
+    def note(self, key: Key, version: int, since: int, until: int, clock: object) -> bool:
         """:meth:`admit` of one entity, where that needs no waiting; False: nothing was added."""
-        if since > self.until or until < self.since or key in self.reads:
+        if since > self.until or until < self.since or clock is not self.clock or key in self.reads:
             return False
         if self._lock is not None and self._lock.locked():
             return False
@@ -207,15 +223,16 @@ class _View:
         channel: Channel,
         reads: Mapping[Key, int],
         spans: Iterable[SpanCheck],
-        since: int,
-        until: int,
+        since: float,
+        until: float,
+        clock: object,
     ) -> None:
-        """Add what was seen, and held at least from ``since`` to ``until``.
+        """Add what was seen, and held at least from ``since`` to ``until`` on a clock.
 
         :raises TransactionFailedError: if it did not all hold at one moment
         """
         if self._lock is None or not self._lock.locked():
-            self._add(reads, spans, since, until)
+            self._add(reads, spans, since, until, clock)
             if self.since <= self.until:
                 return
             reads, spans = {}, ()
@@ -223,12 +240,16 @@ class _View:
         async with self._lock:  # while all is verified, nothing is added to it
             if self.doomed:
                 raise _conflict(self.contended)
-            self._add(reads, spans, since, until)
+            self._add(reads, spans, since, until, clock)
             if self.since > self.until:
                 await self._verify(channel)
 
-    def _add(self, reads: Mapping[Key, int], spans: Iterable[SpanCheck], since: int, until: int) -> None:
+    def _add(
+        self, reads: Mapping[Key, int], spans: Iterable[SpanCheck], since: float, until: float, clock: object
+    ) -> None:
         known = self.reads
+        if clock is not self.clock:
+            self.clock = clock if self.until == math.inf else MIXED
         for key, version in reads.items():
             before = known.get(key)
             if before is None or (before == EXISTS and version > 0):
@@ -247,6 +268,8 @@ class _View:
                 self.spans[place] = span
         self.since = max(self.since, since)
         self.until = min(self.until, until)
+        if self.clock is MIXED:
+            self.since, self.until = 1, 0
 
     async def _verify(self, channel: Channel) -> None:
         """Make sure that all of it holds at one moment: now."""
@@ -255,7 +278,8 @@ class _View:
             raise cancelled
         if outcome.version is None:
             raise self.doom(outcome.conflicts)
-        self.since = self.until = outcome.version
+        if self.clock is not MIXED:
+            self.since = self.until = outcome.version
 
     def as_commit(self) -> Commit:
         """A commit that only verifies."""
@@ -274,6 +298,18 @@ def _conflict(keys: Iterable[Key], attempts: int = 1) -> TransactionFailedError:
         f"what this transaction read has changed since{what}: it was rolled back and can be run again",
         attempts=attempts,
     )
+
+
+def _held(found: Lookup) -> tuple[int, int, object]:
+    """From when to when all that was found was so, and on which clock."""
+    if found.moments is None:
+        versions = [found.version if entity is None else entity.version for entity in found.entities]
+        return max(versions), found.version, found.clock
+    since = until = found.moments[0].version
+    for entity, moment in zip(found.entities, found.moments, strict=True):
+        since = max(since, moment.version if entity is None else entity.version)
+        until = min(until, moment.version)
+    return since, until, found.clock
 
 
 _NO_NEWS: dict[Key, News] = {}
@@ -323,6 +359,7 @@ class Transaction:
         "_news",
         "_parent",
         "_queues",
+        "_read_policy",
         "_sources",
         "_state",
         "_view",
@@ -339,6 +376,7 @@ class Transaction:
         parent: Transaction | None = None,
         managed: bool = False,
         queues: bool = False,
+        read_policy: ReadPolicy = ReadPolicy.STRONG,
     ) -> None:
         self.read_only = read_only
         """Whether writes are refused."""
@@ -348,6 +386,7 @@ class Transaction:
         self._channel = datastore._open_channel()
         self._parent = parent
         self._managed = managed  # whether the one who runs it retries
+        self._read_policy: ReadPolicy = read_policy if parent is None else parent._read_policy
         self._queues = queues  # whether it stands in line for contended keys
         self._line: list[Key] = []
         self._news: dict[Key, News] = _NO_NEWS
@@ -443,13 +482,13 @@ class Transaction:
                 await news.commit.done.wait()  # what it writes is soon there to be read
         for start in range(0, len(unique), MAX_BATCH_KEYS):
             chunk = unique[start : start + MAX_BATCH_KEYS]
-            found = await self._channel.lookup(chunk)
+            found = await self._channel.lookup(chunk, self._read_policy)
             self.check_usable()
             versions = {
                 key: 0 if entity is None else entity.version for key, entity in zip(chunk, found.entities, strict=True)
             }
-            since = found.version if 0 in versions.values() else max(versions.values())
-            await self._view.admit(self._channel, versions, (), since, found.version)
+            since, until, clock = _held(found)
+            await self._view.admit(self._channel, versions, (), since, until, clock)
             self.check_usable()
             for key, entity in zip(chunk, found.entities, strict=True):
                 self._view.entities.setdefault(key, entity)
@@ -468,14 +507,14 @@ class Transaction:
             await news.commit.done.wait()
             news = None
         if news is None:
-            found = await self._channel.lookup((key,))
+            found = await self._channel.lookup((key,), self._read_policy)
             self.check_usable()
-            entity, until = found.entities[0], found.version
+            entity, until, clock = found.entities[0], found.version, found.clock
         else:
-            entity, until = news.entity, news.version
+            entity, until, clock = news.entity, news.version, news.clock
         version, since = (0, until) if entity is None else (entity.version, entity.version)
-        if not view.note(key, version, since, until):
-            await view.admit(self._channel, {key: version}, (), since, until)
+        if not view.note(key, version, since, until, clock):
+            await view.admit(self._channel, {key: version}, (), since, until, clock)
             self.check_usable()
         view.entities.setdefault(key, entity)
 
@@ -501,7 +540,7 @@ class Transaction:
         await self._view.know()
         if seen.checks or seen.spans:
             newest = max(seen.version, seen.newest)
-            await self._view.admit(self._channel, seen.checks, seen.spans, newest, seen.version)
+            await self._view.admit(self._channel, seen.checks, seen.spans, newest, seen.version, seen.clock)
             self.check_usable()
 
     # ----------------------------------------------------------------------------------------- writes
@@ -756,8 +795,8 @@ class Transaction:
             for source in self._sources:
                 write = self._writes.get(source.key)
                 if write is not None and write.entity is not None:
-                    source.version = outcome.version
-            self._hand_over(waiting, outcome.version)
+                    source.version = outcome.version_of(source.key)
+            self._hand_over(waiting, outcome)
         self._state = _State.COMMITTED
         callbacks = self._callbacks
         self._forget()
@@ -842,7 +881,7 @@ class Transaction:
         if self._parent is None:
             self._view.entities = {}
 
-    def _hand_over(self, waiting: Sequence[anyio.Event | None], version: int) -> None:
+    def _hand_over(self, waiting: Sequence[anyio.Event | None], outcome: Outcome) -> None:
         """Leave the lines, telling who stood there before the commit was sent what it wrote."""
         contention = self._datastore._contention
         for key, following in zip(self._line, waiting, strict=True):
@@ -852,8 +891,8 @@ class Transaction:
                 entity = write.entity
                 if entity is not None:
                     entity = entity.snapshot()
-                    entity.version = version
-                news = News(entity, version)
+                    entity.version = outcome.version_of(key)
+                news = News(entity, outcome.version or 0, clock=outcome.clock)
             contention.leave(key, news, following)
         self._line = []
 
@@ -1051,7 +1090,9 @@ async def _run_new(
     contended: set[Key] = set()
     while True:
         attempts += 1
-        transaction = Transaction(datastore, read_only=read_only, managed=True, queues=queues)
+        # What a cache has may be why the last attempt failed.
+        policy = ReadPolicy.STRONG if attempts == 1 else ReadPolicy.CURRENT
+        transaction = Transaction(datastore, read_only=read_only, managed=True, queues=queues, read_policy=policy)
         attempt = _Attempt(transaction, contended if queues else ())
         if await attempt.run(function, args, kwargs, deadline):
             return attempt.result

@@ -11,9 +11,9 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aiodatastore.errors import DatastoreError
+from aiodatastore.errors import DatastoreError, UnsupportedError
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability, SpanCheck
 
@@ -30,8 +30,11 @@ __all__ = [
     "Commit",
     "Delete",
     "Lookup",
+    "MIXED",
+    "Moment",
     "Outcome",
     "Page",
+    "PreparedCommit",
     "Put",
     "ReadPolicy",
     "ResultStream",
@@ -40,10 +43,26 @@ __all__ = [
 
 
 class ReadPolicy(enum.StrEnum):
-    """How fresh a read outside transactions must be (App Engine's ``read_policy``)."""
+    """How fresh a read outside transactions must be (App Engine's ``read_policy``).
+
+    ``STRONG``: what is stored; with a cache in between, no older than it promises. ``EVENTUAL``: a replica may answer.
+    ``CURRENT``: what is stored, past every cache; transactions that run again after a conflict read so.
+    """
 
     STRONG = "strong"
     EVENTUAL = "eventual"
+    CURRENT = "current"
+
+
+MIXED: Final = object()
+"""As a ``clock``: what was read is of several stores, so their versions do not say whether it held at one moment."""
+
+
+class Moment(NamedTuple):
+    """When something was so: ``version`` counts on ``clock`` (None: the adapter has only one)."""
+
+    clock: object
+    version: int
 
 
 # ---------------------------------------------------------------------------------------- entities
@@ -73,15 +92,18 @@ class Commit:
 
     ``checks`` maps keys to the version they must have (0: absent, :data:`EXISTS`: any), ``spans`` what was
     scanned, ``writes`` has at most one entry a key. Without writes it only verifies. ``token`` names the
-    commit, so that an adapter whose answer was lost can learn whether it took effect.
+    commit, so that an adapter whose answer was lost can learn whether it took effect. Where ``atomic`` is false (a
+    list that is put outside of transactions), an adapter of several stores may write to each by itself; if some refuse
+    and others don't, ``Outcome.versions`` has what was written.
     """
 
     checks: Mapping[Key, int] = field(default_factory=dict)
     spans: Sequence[SpanCheck] = ()
     writes: Sequence[Put | Delete] = ()
     token: bytes = b""
-    prepared: Any = field(default=None, repr=False, compare=False)
-    """What the adapter made of it ahead, see :meth:`Adapter.prepare`; nobody else looks at it."""
+    atomic: bool = True
+    encoded: Any = field(default=None, repr=False, compare=False)
+    """What the adapter made of it ahead, see :meth:`Adapter.encode`; nobody else looks at it."""
 
 
 @dataclass(slots=True)
@@ -91,18 +113,25 @@ class Outcome:
     ``version``: the store's version after it (the new version of everything it wrote), or None if a check
     failed; then ``conflicts`` maps each key at fault to its actual version, and ``stale_spans`` says how
     many spans had changed. ``error``: the commit itself can't be written (too many index rows, too large); its
-    neighbours are not touched by that.
+    neighbours are not touched by that. ``clock``: what ``version`` counts on; where a commit wrote to several stores
+    it is :data:`MIXED`, and ``versions`` has that of each entity.
     """
 
     version: int | None
     conflicts: Mapping[Key, int] = field(default_factory=dict)
     stale_spans: int = 0
     error: DatastoreError | None = None
+    clock: object = None
+    versions: Mapping[Key, int] | None = None
 
     @property
     def committed(self) -> bool:
         """Whether the checks held (and the writes, if any, are in the store)."""
         return self.version is not None
+
+    def version_of(self, key: Key) -> int:
+        """The version that the commit gave an entity it wrote."""
+        return (self.version or 0) if self.versions is None else self.versions.get(key, self.version or 0)
 
 
 @dataclass(slots=True)
@@ -110,11 +139,25 @@ class Lookup:
     """Entities in the order of the keys asked for, None where absent, all of one moment.
 
     ``version`` is the store's version at that moment: nothing here is newer, and what is committed later
-    gets a greater one.
+    gets a greater one. An adapter that answers from several stores, or from a cache, says in ``moments`` when each
+    entity was so; ``clock`` is :data:`MIXED` if they are on several clocks. An entity of version 5 whose moment is
+    9 was so from 5 to 9; an absent one at its moment.
     """
 
     entities: list[Entity | None]
     version: int
+    clock: object = None
+    moments: Sequence[Moment] | None = None
+
+    def part(self, entities: list[Entity | None], places: Sequence[int]) -> Lookup:
+        """The lookup of some of its entities: those at these places."""
+        if self.moments is None:
+            return Lookup(entities, self.version, self.clock)
+        moments = [self.moments[place] for place in places]
+        clock, version = moments[0] if moments else (self.clock, self.version)
+        if all(moment.clock is clock for moment in moments):
+            return Lookup(entities, max((moment.version for moment in moments), default=version), clock, moments)
+        return Lookup(entities, self.version, MIXED, moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +196,7 @@ class Page:
     checks: dict[Key, int] = field(default_factory=dict)
     spans: list[SpanCheck] = field(default_factory=list)
     newest: int = 0
+    clock: object = None
 
 
 class ResultStream(ABC):
@@ -183,10 +227,18 @@ class AggregateResult:
     checks: dict[Key, int] = field(default_factory=dict)
     spans: list[SpanCheck] = field(default_factory=list)
     newest: int = 0
+    clock: object = None
+
+
+class PreparedCommit(NamedTuple):
+    """A commit that was prepared and not resolved yet: its name and how many seconds ago that was."""
+
+    name: str
+    age_s: float
 
 
 class Adapter(ABC):
-    """Stores entities. What ``Datastore`` and every shim speak to; shims hold one as ``child``.
+    """Stores entities. What ``Datastore`` and every shim speak to; shims and collections hold others.
 
     Inputs were validated by ``Datastore``: keys are complete (but in ``allocate_ids``), entities are private
     copies. Every method may raise :class:`~aiodatastore.errors.UnavailableError` and its subclasses; a
@@ -202,6 +254,16 @@ class Adapter(ABC):
     @abstractmethod
     def url(self) -> str:
         """Where data lives, without secrets: for messages and reprs."""
+
+    @property
+    def children(self) -> Sequence[Adapter]:
+        """The adapters that this one holds, in order; none for a store."""
+        return ()
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What it was made with, without secrets: for ``aiodatastore explain`` and reprs."""
+        return {}
 
     @abstractmethod
     async def open(self) -> None:
@@ -239,13 +301,31 @@ class Adapter(ABC):
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Apply transactions in order, each atomic by itself, all in one round trip; one outcome each."""
 
-    def prepare(self, commit: Commit) -> None:
-        """Encode ahead what :meth:`commit` will need, and keep it in ``commit.prepared``.
+    def encode(self, commit: Commit) -> None:
+        """Encode ahead what :meth:`commit` will need, and keep it in ``commit.encoded``.
 
         Called while the commit waits for the one before it and there is nothing better to do. What can't be
         encoded is told by :meth:`commit`.
         """
         return
+
+    # Two-phase commit, of adapters with ``Capability.TWO_PHASE``: what a transaction over several stores is made of.
+
+    async def prepare(self, commit: Commit, name: str) -> Outcome:
+        """Verify a commit and make sure that it can be applied, whatever happens; nothing of it is seen yet.
+
+        Until :meth:`resolve` no other commit that it would conflict with succeeds; it survives what ``DURABLE``
+        commits do. If a check fails (``Outcome.version`` is None), nothing was prepared. ``name`` is unique.
+        """
+        raise UnsupportedError(f"{self.url} can't prepare commits", capability=Capability.TWO_PHASE)
+
+    async def resolve(self, name: str, *, commit: bool) -> Outcome | None:
+        """Apply or forget what was prepared under a name; None if there is nothing of this name (any more)."""
+        raise UnsupportedError(f"{self.url} can't prepare commits", capability=Capability.TWO_PHASE)
+
+    async def prepared(self) -> list[PreparedCommit]:
+        """What was prepared here and not resolved, by whichever process."""
+        return []
 
     @abstractmethod
     async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:

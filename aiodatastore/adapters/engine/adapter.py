@@ -51,6 +51,7 @@ from aiodatastore.indexing.scanning import Reader
 from aiodatastore.key import MAX_ID, Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import (
+    CORE,
     Capability,
     RowBatch,
     RowCommit,
@@ -97,8 +98,8 @@ class EngineAdapter(Engine, Adapter):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """The store's."""
-        return self.store.capabilities
+        """The store's, and what the engine makes of any store."""
+        return self.store.capabilities | CORE
 
     @property
     def url(self) -> str:
@@ -200,17 +201,17 @@ class EngineAdapter(Engine, Adapter):
         checks = [(key._encoded or encode_key(key), version) for key, version in commit.checks.items()]
         return RowCommit(checks, commit.spans, puts, deletes, token=commit.token)
 
-    def prepare(self, commit: Commit) -> None:
+    def encode(self, commit: Commit) -> None:
         """Encode the entities and their index rows, for the indexes there are now."""
         if len(commit.writes) <= _SLICE:
             try:
-                commit.prepared = self.catalog, self._prepare(commit)
+                commit.encoded = self.catalog, self._prepare(commit)
             except DatastoreError:
                 pass  # commit() tells
 
     async def _prepared(self, commit: Commit, catalog: Catalog) -> RowCommit:
-        if commit.prepared is not None and commit.prepared[0] is catalog:
-            ready: RowCommit = commit.prepared[1]
+        if commit.encoded is not None and commit.encoded[0] is catalog:
+            ready: RowCommit = commit.encoded[1]
             return ready
         if len(commit.writes) > _SLICE:
             return await self._prepare_in_slices(commit)

@@ -1,0 +1,1 @@
+"""Adapters over adapters: caches, shards, namespaces, logs, faults."""

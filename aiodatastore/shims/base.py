@@ -1,0 +1,163 @@
+"""What every shim is made of: an adapter that holds another one and changes one thing about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from aiodatastore.adapters.base import (
+    Adapter,
+    AggregateResult,
+    Aggregation,
+    Commit,
+    Lookup,
+    Outcome,
+    PreparedCommit,
+    ReadPolicy,
+    ResultStream,
+    RunOptions,
+)
+from aiodatastore.entity import Entity
+from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
+from aiodatastore.key import Key
+from aiodatastore.query import Query
+from aiodatastore.rowstore import Capability
+
+__all__ = ["DEFAULT", "Shim"]
+
+DEFAULT = RunOptions()
+
+
+class Shim(Adapter):
+    """Forwards everything to ``child``, capabilities included; override what the shim is for.
+
+    What is called for each entity (``lookup_now``, ``encode``) is the child's own method where a subclass does not
+    override it, so that what a shim leaves alone costs nothing.
+
+    In URLs and TOML files a shim is made with the settings that ``url_settings`` names, each with what reads it from
+    text (raising ``ValueError``); they are keyword arguments of the constructor.
+    """
+
+    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
+
+    def __init__(self, child: Adapter) -> None:
+        self.child = child
+        for name in ("lookup_now", "encode"):  # what is called for each entity
+            if getattr(type(self), name) is getattr(Shim, name):
+                setattr(self, name, getattr(child, name))
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({self.child!r}{settings})"
+
+    @property
+    def children(self) -> Sequence[Adapter]:
+        """The one that it holds."""
+        return (self.child,)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """None, unless the shim has some."""
+        return {}
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """The child's."""
+        return self.child.capabilities
+
+    @property
+    def url(self) -> str:
+        """The child's."""
+        return self.child.url
+
+    async def open(self) -> None:
+        """Open the child."""
+        await self.child.open()
+
+    async def aclose(self) -> None:
+        """Close the child."""
+        await self.child.aclose()
+
+    # ---------------------------------------------------------------------------------------- reads
+
+    def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
+        """Ask the child."""
+        return self.child.lookup_now(keys)
+
+    async def lookup(self, keys: Sequence[Key], *, read_policy: ReadPolicy = ReadPolicy.STRONG) -> Lookup:
+        """Ask the child."""
+        return await self.child.lookup(keys, read_policy=read_policy)
+
+    def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
+        """Ask the child."""
+        return self.child.run(query, options)
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], options: RunOptions = DEFAULT
+    ) -> AggregateResult:
+        """Ask the child."""
+        return await self.child.aggregate(query, aggregations, options)
+
+    # --------------------------------------------------------------------------------------- writes
+
+    def encode(self, commit: Commit) -> None:
+        """Let the child encode."""
+        self.child.encode(commit)
+
+    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        """Hand on to the child."""
+        return await self.child.commit(batch)
+
+    async def prepare(self, commit: Commit, name: str) -> Outcome:
+        """Hand on to the child."""
+        return await self.child.prepare(commit, name)
+
+    async def resolve(self, name: str, *, commit: bool) -> Outcome | None:
+        """Hand on to the child."""
+        return await self.child.resolve(name, commit=commit)
+
+    async def prepared(self) -> list[PreparedCommit]:
+        """The child's."""
+        return await self.child.prepared()
+
+    async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:
+        """The child's."""
+        return await self.child.allocate_ids(key, size)
+
+    async def reserve_ids(self, key: Key, up_to: int) -> tuple[int, int]:
+        """The child's."""
+        return await self.child.reserve_ids(key, up_to)
+
+    # -------------------------------------------------------------------------------- administration
+
+    async def indexes(self) -> list[IndexInfo]:
+        """The child's."""
+        return await self.child.indexes()
+
+    async def create_index(self, definition: IndexDefinition) -> IndexInfo:
+        """In the child."""
+        return await self.child.create_index(definition)
+
+    async def build_index(
+        self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None
+    ) -> IndexInfo:
+        """In the child."""
+        return await self.child.build_index(definition, progress=progress)
+
+    async def delete_index(
+        self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None, finish: bool = True
+    ) -> None:
+        """In the child."""
+        await self.child.delete_index(definition, progress=progress, finish=finish)
+
+    async def check(self) -> list[str]:
+        """The child's."""
+        return await self.child.check()
+
+    async def stats(self) -> dict[str, Any]:
+        """The child's."""
+        return await self.child.stats()
+
+    async def partitions(self) -> list[tuple[str, str]]:
+        """The child's."""
+        return await self.child.partitions()
