@@ -16,6 +16,7 @@ parse a text.
     ├── BadQueryError                    a combination that no query can have
     ├── BadRequestError                  well formed, but refused (limits, reserved names, wrong place)
     │   ├── BadCursorError               a cursor that is damaged or of another query
+    │   ├── CrossShardError              (also UnsupportedError) one transaction over stores that can't commit together
     │   ├── TransactionClosedError       used after its end, by a task that outlived it
     │   └── TransactionStateError        begin inside, mandatory outside, write in a read-only one, …
     ├── NeedIndexError                   a query needs a composite index; carries its definition
@@ -25,6 +26,7 @@ parse a text.
     ├── TransactionFailedError           retries or time used up
     ├── Rollback                         raised by the user inside a transaction; swallowed
     ├── UnsupportedError                 (also NotImplementedError) a capability this adapter lacks
+    │   └── CrossShardError
     ├── DeadlineExceededError            (also TimeoutError)
     ├── UnavailableError                 the store can't be reached or used now
     │   ├── StoreBusyError               another process holds it
@@ -50,6 +52,7 @@ __all__ = [
     "BadValueError",
     "ConflictError",
     "CorruptDataError",
+    "CrossShardError",
     "DatastoreError",
     "DeadlineExceededError",
     "EntityExistsError",

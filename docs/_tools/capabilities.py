@@ -43,7 +43,9 @@ MEANING: Final = {
     Capability.TRIO: "runs under trio as well as asyncio",
     Capability.INLINE_READS: "small reads are answered without suspending",
     Capability.TTL: "[entities may expire](entities.md#time-to-live)",
+    Capability.TWO_PHASE: "commits can be prepared: [transactions over several stores](shims.md#sharded)",
 }
+"""What every store has (``rowstore.CORE``) is not in the table: only shims and collections may lack it."""
 
 
 def _store(url: str) -> RowStore:
@@ -80,7 +82,7 @@ def table() -> str:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     needed = [f"`[{name}]`" if _imports(name, extras.get(name, [])) else "" for name in stores]
     rows.append(["install", *needed, "the extra it needs"])
-    for capability in Capability:
+    for capability in MEANING:
         cells = [
             "yes" if capability in store.capabilities else DEPENDS.get((name, capability), "no")
             for name, store in stores.items()
