@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
 
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
@@ -51,10 +53,22 @@ class StoreTests:
     """Fixtures of every part. Override ``connect``; the rest where it applies.
 
     ``second_connection``: whether what ``connect`` gives, called again, is the same store while the first is open.
+    ``hypothesis_profile``: the profile that says how many examples are drawn; None: the one that is loaded where the
+    class is made.
     """
 
     pytestmark = pytest.mark.anyio
     second_connection: bool = True
+    hypothesis_profile: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Give every class its own of the tests that draw examples: Hypothesis binds settings to functions."""
+        super().__init_subclass__(**more)
+        profile = settings() if cls.hypothesis_profile is None else settings.get_profile(cls.hypothesis_profile)
+        for name in dir(cls):
+            drawn = getattr(getattr(cls, name), "drawn", None)
+            if isinstance(drawn, _Drawn):
+                setattr(cls, name, drawn.bound(profile))
 
     @pytest.fixture
     def connect(self) -> Connect:
@@ -71,6 +85,12 @@ class StoreTests:
         """Skips an event loop that the adapter does not promise to run under."""
         if anyio_backend_name == "trio" and Capability.TRIO not in connect().capabilities:
             pytest.skip("the adapter does not promise to run under trio")
+
+    def needs(self, ds: Datastore, *wanted: Capability) -> None:
+        """Skips a test of what the adapter does not promise."""
+        for capability in wanted:
+            if capability not in ds.capabilities:
+                pytest.skip(f"the adapter does not promise {capability.name}")
 
     @pytest.fixture
     async def ds(self, connect: Connect) -> AsyncIterator[Datastore]:
@@ -89,18 +109,35 @@ class StoreTests:
             yield datastore
 
 
-def examples(count: int) -> settings:
-    """Hypothesis settings of a test that keeps its store between examples."""
-    return settings(
-        max_examples=settings().max_examples * count // 100 or 1,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.differing_executors,
-            HealthCheck.too_slow,
-            HealthCheck.data_too_large,
-        ],
-    )
+@dataclass(frozen=True)
+class _Drawn:
+    """A test that draws examples: of 100 that the profile has, ``count``."""
+
+    test: Callable[..., Any]
+    count: int
+    strategies: Mapping[str, SearchStrategy[Any]]
+
+    def bound(self, profile: settings) -> Callable[..., Any]:
+        """The test as pytest runs it; its store is kept between examples."""
+        bounds = settings(
+            profile,
+            max_examples=profile.max_examples * self.count // 100 or 1,
+            deadline=None,
+            suppress_health_check=[
+                HealthCheck.function_scoped_fixture,
+                HealthCheck.differing_executors,
+                HealthCheck.too_slow,
+                HealthCheck.data_too_large,
+            ],
+        )
+        test: Callable[..., Any] = bounds(given(**self.strategies)(self.test))
+        test.__dict__["drawn"] = self
+        return test
+
+
+def examples(count: int, **strategies: SearchStrategy[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hypothesis' ``given`` for the suite's tests: ``count`` is how many of 100 examples of the profile are drawn."""
+    return lambda test: _Drawn(test, count, strategies).bound(settings())
 
 
 def assert_same(expected: object, actual: object) -> None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodatastore.datastore import Datastore
@@ -75,8 +74,7 @@ class EntityTests(StoreTests):
         await ds.put(entity)
         assert_same(entity, await ds.get(entity.key))
 
-    @examples(60)
-    @given(batch=st.lists(strategies.entities(), min_size=1, max_size=4, unique_by=lambda entity: entity.key))
+    @examples(60, batch=st.lists(strategies.entities(), min_size=1, max_size=4, unique_by=lambda entity: entity.key))
     async def test_random_entities_come_back(self, ds: Datastore, batch: list[Entity]) -> None:
         """Entities of any shape under any key."""
         before = [entity.copy() for entity in batch]

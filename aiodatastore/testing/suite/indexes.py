@@ -6,7 +6,6 @@ import functools
 
 import anyio
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodatastore.datastore import Datastore
@@ -33,8 +32,8 @@ DEFINITIONS = (
 class IndexTests(StoreTests):
     """Indexes change how fast an answer comes, never the answer."""
 
-    @examples(40)
-    @given(
+    @examples(
+        40,
         entities=st.lists(WORLD.entities(), max_size=12),
         changes=st.lists(WORLD.entities(), max_size=4),
         definitions=st.sets(st.sampled_from(DEFINITIONS), min_size=1, max_size=3),

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodatastore.adapters.base import ReadPolicy
@@ -57,8 +56,8 @@ class QueryTests(StoreTests):
 
     # ------------------------------------------------------------------------- against the model
 
-    @examples(120)
-    @given(
+    @examples(
+        120,
         entities=st.lists(WORLD.entities(), max_size=14),
         queries=st.lists(WORLD.queries(), min_size=4, max_size=8),
         page_size=st.sampled_from((None, 1, 2, 3)),
@@ -73,8 +72,8 @@ class QueryTests(StoreTests):
             assert_same(model.results(query), await bound(ds, query).fetch(page_size=page_size))
             assert await bound(ds, query).count() == model.count(query), query
 
-    @examples(60)
-    @given(
+    @examples(
+        60,
         entities=st.lists(WORLD.entities(), max_size=10),
         writes=st.lists(WORLD.entities(), max_size=5),
         deleted=st.lists(WORLD.keys(), max_size=3),
@@ -108,8 +107,8 @@ class QueryTests(StoreTests):
                 assert_same(before.results(queries[0]), await bound(ds, queries[0]).fetch())
         assert_same(model.results(queries[0]), await bound(ds, queries[0]).fetch())
 
-    @examples(60)
-    @given(
+    @examples(
+        60,
         entities=st.lists(WORLD.entities(), max_size=14),
         query=WORLD.queries(limits=False),
         size=st.integers(1, 4),
@@ -134,8 +133,8 @@ class QueryTests(StoreTests):
 
     # What is drawn, is drawn before the test runs: Hypothesis ends an example by what no event loop lets through.
 
-    @examples(100)
-    @given(
+    @examples(
+        100,
         entities=st.lists(WORLD.entities(), max_size=14),
         query=WORLD.queries(limits=False, projections=False),
         place=st.integers(0, 14),
@@ -173,8 +172,8 @@ class QueryTests(StoreTests):
             before = await bound(ds, query).end(cursor).fetch()
             assert_same([model.result(query, row) for row in model.run(query, until=after)], before)
 
-    @examples(60)
-    @given(
+    @examples(
+        60,
         entities=st.lists(WORLD.entities(), max_size=14),
         query=WORLD.queries(limits=False, projections=False),
         place=st.integers(0, 14),
@@ -196,8 +195,8 @@ class QueryTests(StoreTests):
             back = await bound(ds, query.reversed()).start(running.cursor).fetch()
             assert_same(backwards[len(rows) - place :], back)
 
-    @examples(40)
-    @given(
+    @examples(
+        40,
         entities=st.lists(WORLD.entities(), max_size=14),
         queries=st.lists(WORLD.queries(projections=False), min_size=2, max_size=4),
         name=st.sampled_from(WORLD.names),
