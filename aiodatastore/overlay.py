@@ -9,19 +9,16 @@ A query sees what was written before its first page was asked for.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from aiodatastore.adapters.base import Aggregation, Page, ResultStream, RunOptions
-from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
-from aiodatastore.indexing.aggregates import single_number
-from aiodatastore.indexing.encoding import invert
-from aiodatastore.indexing.normal import NormalQuery, normalize
-from aiodatastore.indexing.rows import indexed_values
+from aiodatastore.indexing.merging import CursorBounds, Distinct, Sums, without_distinct
+from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
-from aiodatastore.query import KEY_PROPERTY, Query
+from aiodatastore.query import Query
 from aiodatastore.txn import Transaction
 
 __all__ = ["TransactionStream", "aggregate"]
@@ -98,13 +95,10 @@ class _Merge:
         self._left = query.max_results
         self.base = self._base_of(query)
         self._normal = normalize(self.base)
-        self._distinct = normalize(query).distinct if query.distinct_names else 0
-        self._seen: bytes | None = None
-        self._held: tuple[bytes, Any] | None = None
-        bounds = self._bounds = _Bounds(query, self._normal)
+        bounds = CursorBounds(query, self._normal)
         self._end = bounds.start or None
-        if self._distinct and bounds.start and not bounds.start_turned:
-            self._seen = self._distinct_part(bounds.start)
+        distinct = normalize(query).distinct if query.distinct_names else 0
+        self._distinct = Distinct(self._normal, distinct, bounds) if distinct else None
         self._own = sorted(
             (
                 match
@@ -119,16 +113,7 @@ class _Merge:
     def _base_of(self, query: Query) -> Query:
         base = query.offset(0).limit(None)
         if query.distinct_names:
-            # Without distinct the implied order may be another one: spell out this one's.
-            orders = query.full_orders
-            if all(order.name != KEY_PROPERTY for order in query.orders):
-                orders = orders[:-1]  # the key is last of all, also after what an equality makes constant
-            base = base._changed(
-                distinct_names=(),
-                orders=orders,
-                subqueries=tuple(part._changed(distinct_names=(), orders=orders) for part in base.subqueries),
-            )
-            base = base.start(_bound_to(base, query.start_cursor)).end(_bound_to(base, query.end_cursor))
+            base = without_distinct(base)
         elif query.max_results is not None and not query.projection:
             # Each written entity takes at most one of the results away.
             base = base.limit(query.max_results + query.skip + len(self._written))
@@ -151,8 +136,8 @@ class _Merge:
             count = len(own)
         self._own = own[count:]
         found: Iterable[tuple[bytes, Any]] = heapq.merge(stored, own[:count], key=_position)
-        if self._distinct:
-            found = self._unequal(found, page.more)
+        if self._distinct is not None:
+            found = self._distinct.of(found, page.more)
         results: list[Any] = []
         places: list[bytes] = []
         skipped = 0
@@ -175,61 +160,6 @@ class _Merge:
     def _done(self) -> bool:
         return self._left == 0 and not self._skip
 
-    def _unequal(self, items: Iterable[tuple[bytes, Any]], more: bool) -> Iterator[tuple[bytes, Any]]:
-        """The first of equal ones: the last, where the query is read from its end."""
-        mirrored = self._normal.mirrored
-        for item in items:
-            part = self._distinct_part(item[0])
-            if part != self._seen:
-                self._seen = part
-                if not mirrored:
-                    yield item
-                elif self._held is not None:
-                    yield self._held
-            self._held = item
-        if mirrored and not more and self._held is not None and not self._is_cut(self._held[0]):
-            yield self._held
-
-    def _is_cut(self, position: bytes) -> bool:
-        """Whether the end is among those equal to this one: then the one to give is behind it."""
-        end = self._bounds.excluded_end
-        return bool(end) and self._distinct_part(position) == self._distinct_part(end)
-
-    def _distinct_part(self, position: bytes) -> bytes:
-        return position[: self._normal.prefix_end(position, self._distinct)]
-
-
-class _Bounds:
-    """Where a query's cursors let results be. A cursor of the reversed query is on the other side of its place."""
-
-    def __init__(self, query: Query, normal: NormalQuery) -> None:
-        self.start, self.start_turned = _resolved(query.start_cursor, normal)
-        self._end, self._end_turned = _resolved(query.end_cursor, normal)
-        self._has_end = query.end_cursor is not None
-
-    @property
-    def excluded_end(self) -> bytes:
-        """The place of the end cursor, if its result is not one any more; else nothing."""
-        return self._end if self._end_turned else b""
-
-    def inside(self, position: bytes) -> bool:
-        if position < self.start or (position == self.start and not self.start_turned):
-            return False
-        if not self._has_end:
-            return True
-        return position < self._end or (position == self._end and not self._end_turned)
-
-
-def _resolved(cursor: Cursor | None, normal: NormalQuery) -> tuple[bytes, bool]:
-    if cursor is None or not cursor.position:
-        return b"", False
-    turned = cursor.inverted != normal.key_descending
-    return (invert(cursor.position) if turned else cursor.position), turned
-
-
-def _bound_to(query: Query, cursor: Cursor | None) -> Cursor | None:
-    return None if cursor is None else replace(cursor, shape=query.shape)
-
 
 def _position(item: tuple[bytes, Any]) -> bytes:
     return item[0]
@@ -248,35 +178,11 @@ async def aggregate(
         found = await transaction.adapter.aggregate(query, aggregations, RunOptions(track=True))
         await transaction.admit(found)
         return found.values
-    if query.only_keys and any(function != "count" for function, _ in aggregations):
-        query = query._changed(
-            only_keys=False, subqueries=tuple(part._changed(only_keys=False) for part in query.subqueries)
-        )
-    stream = TransactionStream(transaction, query, RunOptions())
-    numbers: list[list[int | float]] = [[] for _ in aggregations]
-    results = 0
+    stream = TransactionStream(transaction, Sums.of(query, aggregations), RunOptions())
+    sums = Sums(aggregations)
     more = True
     while more:
         page = await stream.next_page()
         more = page.more
-        results += len(page.results)
-        for result in page.results:
-            if type(result) is Key:
-                continue
-            values = indexed_values(result)
-            for (function, name), found_numbers in zip(aggregations, numbers, strict=True):
-                number = single_number(values, name) if function != "count" else None
-                if number is not None:
-                    found_numbers.append(number)
-    return [
-        _aggregated(function, found_numbers, results)
-        for (function, _), found_numbers in zip(aggregations, numbers, strict=True)
-    ]
-
-
-def _aggregated(function: str, numbers: Sequence[int | float], results: int) -> int | float | None:
-    if function == "count":
-        return results
-    if function == "sum":
-        return sum(numbers)
-    return sum(numbers) / len(numbers) if numbers else None
+        sums.add(page.results)
+    return sums.values

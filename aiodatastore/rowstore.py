@@ -82,7 +82,8 @@ class Space(enum.IntEnum):
 class SpanCheck:
     """What a transaction saw of one contiguous span; holds if a new scan would show the same.
 
-    ``digest`` is :meth:`RowStore.digest` of the rows, or None where only their number was seen (``count``).
+    ``digest`` is :meth:`RowStore.digest` of the rows, or None where only their number was seen (``count``). ``owner``
+    is for collections, which note there whose span it is.
     """
 
     space: Space
@@ -90,6 +91,7 @@ class SpanCheck:
     hi: bytes
     count: int
     digest: bytes | None = None
+    owner: tuple[object, ...] = ()
 
 
 class Record(NamedTuple):

@@ -157,7 +157,7 @@ class _View:
     def __init__(self) -> None:
         self.reads: dict[Key, int] = {}
         self.entities: dict[Key, Entity | None] = {}
-        self.spans: dict[tuple[Any, bytes, bytes], SpanCheck] = {}
+        self.spans: dict[tuple[Any, ...], SpanCheck] = {}
         self.since: float = 0
         self.until = math.inf
         self.clock: object = None
@@ -257,7 +257,7 @@ class _View:
             elif before != version and not (version == EXISTS and before > 0):
                 raise self.doom((key,))
         for span in spans:
-            place = (span.space, span.lo, span.hi)
+            place = (span.space, span.lo, span.hi, span.owner)
             earlier = self.spans.get(place)
             if earlier is not None:
                 # One of the two may be a count alone: then only the numbers can be compared.

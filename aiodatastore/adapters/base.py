@@ -212,7 +212,11 @@ class ResultStream(ABC):
 
 
 class Aggregation(NamedTuple):
-    """``function`` is ``count``, ``sum`` or ``avg``; ``property`` is "" for count."""
+    """``function`` is ``count``, ``sum`` or ``avg``; ``property`` is "" for count.
+
+    Collections ask for a ``total``, which adapters may refuse: the sum as it goes on
+    (:class:`~aiodatastore.indexing.aggregates.RunningSum`), exact, with how many numbers it has.
+    """
 
     function: str
     property: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_value
 from aiodatastore.indexing.rows import IndexedValues
@@ -45,6 +46,15 @@ class RunningSum:
         else:
             self._special += value
 
+    def include(self, other: RunningSum) -> None:
+        """The numbers of another sum, too."""
+        self.count += other.count
+        self._ints += other._ints
+        self._special += other._special
+        self._is_float = self._is_float or other._is_float
+        for exponent, mantissa in other._mantissas.items():
+            self._mantissas[exponent] = self._mantissas.get(exponent, 0) + mantissa
+
     def _scaled(self) -> int:
         """The sum of the finite numbers, in 2**-1127ths."""
         floats = sum(mantissa << (_SCALE - 53 + exponent) for exponent, mantissa in self._mantissas.items())
@@ -59,8 +69,10 @@ class RunningSum:
             return self._special
         return _ratio(self._scaled(), 1 << _SCALE)
 
-    def value(self, function: str) -> Number | None:
-        """The ``sum`` (0 of nothing) or the ``avg`` (None of nothing)."""
+    def value(self, function: str) -> Any:
+        """The ``sum`` (0 of nothing), the ``avg`` (None of nothing), or this ``total`` itself, to go on with."""
+        if function == "total":
+            return self
         if function == "sum":
             return self.total
         if not self.count:
