@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import NeedIndexError
@@ -27,12 +27,14 @@ from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Record
 if TYPE_CHECKING:
     from aiodatastore.serializers import Serializer
 
-__all__ = ["Bounds", "Item", "QueryRun"]
+__all__ = ["FIRST_PAGE", "Bounds", "Item", "QueryRun", "following_size", "page_limit"]
 
 _PROBE = 2000
 """Rows read by way of the filters before a query with an order to stream changes to that order."""
 
-_FIRST_PAGE, _LAST_PAGE = 64, 512
+FIRST_PAGE: Final = 64
+"""Results of the first page, where nothing says how many; they get more from page to page."""
+_LAST_PAGE: Final = 512
 _PAGE_BYTES = 4 << 20
 """Payloads of a page beyond which the next one has fewer entities."""
 
@@ -58,6 +60,10 @@ class Bounds:
     end_excluded: bool = False
     skip: int = 0
     limit: int | None = None
+
+    def copy(self) -> Bounds:
+        """Another one like this."""
+        return Bounds(self.start, self.inclusive, self.end, self.end_excluded, self.skip, self.limit)
 
     def move(self, position: bytes) -> None:
         """Everything up to this position was given."""
@@ -295,7 +301,7 @@ class _RefineStage(_Stage):
         out: list[Item] = []
         while True:
             # Few of these rows may be results: read more of them than are wanted.
-            rows = await source.fetch(max(limit, _FIRST_PAGE))
+            rows = await source.fetch(max(limit, FIRST_PAGE))
             if not rows:
                 return out + self._sorter.drain()
             for row, key, version, payload in await source.with_entities(rows):
@@ -333,7 +339,7 @@ class _Sorter:
     def add(self, item: Item) -> None:
         items, keep = self._items, self._context.keep
         items[item[0]] = item
-        if keep is not None and len(items) >= 2 * keep + _FIRST_PAGE:
+        if keep is not None and len(items) >= 2 * keep + FIRST_PAGE:
             self._items = {position: items[position] for position in heapq.nsmallest(keep, items)}
 
     def drain(self) -> list[Item]:
@@ -433,6 +439,20 @@ def _access_step(parent: Step, access: Access) -> Step:
     return parent.add("merge join", way)
 
 
+def page_limit(page_size: int | None, size: int, left: int | None) -> int:
+    """How many results a page has: ``size`` of them, but all that are left of a limit if they are not too many."""
+    return size if left is None else min(left, size if page_size else _LAST_PAGE)
+
+
+def following_size(size: int, payloads: Sequence[bytes | None]) -> int:
+    """How many results the page after one of ``size`` has: twice as many, but fewer where entities are large."""
+    grown = min(_LAST_PAGE, size * 2)
+    weight = sum([len(payload or b"") for payload in payloads])
+    if 2 * weight > _PAGE_BYTES:
+        return min(grown, max(1, len(payloads) * _PAGE_BYTES // weight))
+    return grown
+
+
 class QueryRun:
     """A running query: gives pages of items until its limit or the end cursor."""
 
@@ -446,6 +466,7 @@ class QueryRun:
         *,
         sort_budget: int,
         page_size: int | None,
+        first_size: int = FIRST_PAGE,
         needed: Callable[[], NeedIndexError],
     ) -> None:
         self.query = query
@@ -453,7 +474,7 @@ class QueryRun:
         self.bounds = bounds
         self._serializer = serializer
         self._page_size = page_size
-        self._next_page = page_size or _FIRST_PAGE
+        self._next_page = page_size or first_size
         self._pending: list[Item] = []
         self._ended = False
         self._keys_only = query.query.only_keys
@@ -501,9 +522,7 @@ class QueryRun:
         skipped = 0
         out: list[Item] = []
         size = self._next_page
-        if self._page_size is None:
-            self._next_page = min(_LAST_PAGE, size * 2)
-        want = size if bounds.limit is None else min(bounds.limit, size if self._page_size else _LAST_PAGE)
+        want = page_limit(self._page_size, size, bounds.limit)
         while (len(out) < want or bounds.skip) and not self.finished:
             if not self._pending:
                 self._pending = await self._fetch(want - len(out) + min(bounds.skip, _LAST_PAGE))
@@ -525,10 +544,8 @@ class QueryRun:
             out += taken
             if bounds.limit is not None:
                 bounds.limit -= len(taken)
-        if self._page_size is None and self._context.join and out:
-            weight = sum([len(item[4] or b"") for item in out])
-            if 2 * weight > _PAGE_BYTES:
-                self._next_page = min(self._next_page, max(1, len(out) * _PAGE_BYTES // weight))
+        if self._page_size is None:
+            self._next_page = following_size(size, [item[4] for item in out])
         return out, skipped
 
     async def _fetch(self, limit: int) -> list[Item]:

@@ -16,7 +16,7 @@ from aiodatastore.indexing.normal import Branch, NormalQuery, OrderBy, Range
 from aiodatastore.indexing.rows import CompositeIndex, composite_prefix, kind_prefix, property_prefix
 from aiodatastore.rowstore import Space
 
-__all__ = ["Access", "BranchPlan", "SpanPlan", "plan_branch"]
+__all__ = ["Access", "BranchPlan", "SpanPlan", "key_is_bounded", "plan_branch"]
 
 _AFTER = b"\xff"
 
@@ -80,7 +80,7 @@ def plan_branch(query: NormalQuery, branch: Branch, composites: Sequence[Composi
             return BranchPlan(branch, orders, by_key)
         return BranchPlan(branch, orders, by_key, _by_range(branch))
     ordered = _by_orders(query, branch, orders, wanted, composites)
-    bounded = _key_is_bounded(branch)
+    bounded = key_is_bounded(branch)
     if ordered.exact and (not bounded or any(span.by_ancestor for span in ordered.spans)):
         return BranchPlan(branch, orders, ordered)
     filtered = None
@@ -91,7 +91,8 @@ def plan_branch(query: NormalQuery, branch: Branch, composites: Sequence[Composi
     return BranchPlan(branch, orders, ordered, filtered)
 
 
-def _key_is_bounded(branch: Branch) -> bool:
+def key_is_bounded(branch: Branch) -> bool:
+    """Whether a branch asks for some of its partition's keys only."""
     partition = encode_partition(branch.project, branch.namespace)
     return branch.key_lo != partition or branch.key_hi != partition + _AFTER
 

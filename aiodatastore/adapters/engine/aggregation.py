@@ -7,6 +7,7 @@ that an int or a float; lists of several values, datetimes and everything else a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from aiodatastore.adapters.base import AggregateResult, Aggregation, RunOptions
 from aiodatastore.adapters.engine.core import Engine
@@ -38,7 +39,7 @@ async def aggregate(
 ) -> AggregateResult:
     """Aggregate a query's results, the cheapest way that is exact."""
     for function, name in aggregations:
-        if function not in ("count", "sum", "avg") or bool(name) == (function == "count"):
+        if function not in ("count", "sum", "avg", "total") or bool(name) == (function == "count"):
             raise BadArgumentError(
                 f"an aggregation is count, or sum or avg of a property, got {function!r} of {name!r}"
             )
@@ -74,7 +75,7 @@ async def _of_metadata(
 ) -> AggregateResult:
     """Metadata entities are made in memory, so they are counted there; they have no numbers to add up."""
     page = await EngineStream(engine, query, options).next_page()
-    values: dict[str, Number | None] = {"count": len(page.results), "sum": 0, "avg": None}
+    values: dict[str, Any] = {"count": len(page.results), "sum": 0, "avg": None, "total": RunningSum()}
     return AggregateResult([values[function] for function, _ in aggregations], page.version, page.checks, page.spans)
 
 
@@ -97,7 +98,7 @@ def _run(engine: Engine, query: Query, normal: NormalQuery, plans: Sequence[Bran
 async def _count(engine: Engine, query: Query, reader: Reader) -> int:
     # Keys are enough, except where a projection or distinct makes the results.
     keys = query if query.projection else query.keys_only()
-    normal, plans = engine.plan(keys)
+    normal, plans, _ = engine.plan(keys)
     if not plans:
         return 0
     limit = query.max_results
@@ -157,7 +158,7 @@ async def _by_index(engine: Engine, query: Query, reader: Reader, item: Aggregat
     try:
         projection = query.project(name)
         projection.check()
-        normal, plans = engine.plan(projection)
+        normal, plans, _ = engine.plan(projection)
     except DatastoreError:
         return None  # a property with an equality filter can't be projected
     if [order.name for order in normal.components] != [name] or not all(plan.ordered.exact for plan in plans):
@@ -249,7 +250,7 @@ async def _by_entities(
     engine: Engine, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
-    normal, plans = engine.plan(query)
+    normal, plans, _ = engine.plan(query)
     sums = [RunningSum() for _ in aggregations]
     results = 0
     if plans:

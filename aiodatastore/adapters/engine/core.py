@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiodatastore.adapters.base import ReadPolicy
 from aiodatastore.adapters.engine.eventual import EventualReads
@@ -14,6 +14,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import BadCursorError, NeedIndexError
 from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
 from aiodatastore.indexing.definitions import IndexDefinition
+from aiodatastore.indexing.direct import DirectSpan, direct_span
 from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
 from aiodatastore.indexing.normal import NormalQuery, normalize
@@ -25,12 +26,20 @@ from aiodatastore.query import PropertyFilter, Query
 from aiodatastore.rowstore import Record, RowBatch, RowCommit, RowPut, RowStore
 from aiodatastore.serializers import MsgpackSerializer, Serializer
 
-__all__ = ["CATALOG_MAX_AGE_S", "Engine"]
+__all__ = ["CATALOG_MAX_AGE_S", "Engine", "Planned"]
 
 _log = logging.getLogger("aiodatastore")
 
 CATALOG_MAX_AGE_S = 0.2
 _MAX_PLANS = 512
+
+
+class Planned(NamedTuple):
+    """A query ready to run. ``direct`` is None where more than one span, or work on its rows, is needed."""
+
+    normal: NormalQuery
+    plans: list[BranchPlan]
+    direct: DirectSpan | None
 
 
 class Engine:
@@ -55,13 +64,14 @@ class Engine:
         self._catalog_read_at = 0.0
         self._told: set[IndexDefinition] = set()
         self._needs: dict[Hashable, NeedIndexError | None] = {}
-        self._plans: dict[Hashable, tuple[NormalQuery, list[BranchPlan]]] = {}
+        self._plans: dict[Hashable, Planned] = {}
         self._planned_with = self.catalog
 
     # ---------------------------------------------------------------------------------------- plans
 
-    def plan(self, query: Query) -> tuple[NormalQuery, list[BranchPlan]]:
-        """The query in normal form and a plan for each branch, with the indexes as last read.
+    def plan(self, query: Query) -> Planned:
+        """The query in normal form, a plan for each branch, and the span that is all of it; with the indexes as last
+        read.
 
         Plans of the same query are made once: they hold no limit, offset or cursor.
         """
@@ -75,9 +85,10 @@ class Engine:
         normal = normalize(query)
         serving = catalog.serving
         plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
+        planned = Planned(normal, plans, direct_span(normal, plans))
         if name is not None:
-            self._plans[name] = normal, plans
-        return normal, plans
+            self._plans[name] = planned
+        return planned
 
     def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
         """Where a query starts and ends.
@@ -162,6 +173,11 @@ class Engine:
         """Know of no index: what the store is about to hold may be other data."""
         self._use(Catalog())
         self._catalog_read_at = 0.0
+
+    @property
+    def stale(self) -> bool:
+        """Whether :meth:`refresh` has anything to do."""
+        return monotonic() - self._catalog_read_at > CATALOG_MAX_AGE_S
 
     def refresh_now(self) -> bool:
         """As :meth:`refresh`, where that needs no waiting; whether the catalog is fresh."""

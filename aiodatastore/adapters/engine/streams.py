@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from aiodatastore.adapters.base import Page, ResultStream, RunOptions
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import NeedIndexError
+from aiodatastore.indexing.direct import DirectSpan
 from aiodatastore.indexing.encoding import decode_key
-from aiodatastore.indexing.execution import Bounds, QueryRun
+from aiodatastore.indexing.execution import FIRST_PAGE, Bounds, QueryRun, following_size, page_limit
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
+from aiodatastore.rowstore import Space
 
 __all__ = ["EngineStream"]
 
 
 class EngineStream(ResultStream):
-    """A running query on the engine: planned again from where it stands if indexes change under it."""
+    """A running query on the engine: planned again from where it stands if indexes change under it.
+
+    Where the plan is one span whose rows are the results, the first page is read by a scan alone, see
+    :mod:`aiodatastore.indexing.direct`; the stages are made when they are needed.
+    """
 
     def __init__(self, engine: Engine, query: Query, options: RunOptions) -> None:
         self._engine = engine
         self._query = query
         self._options = options
-        self._normal, self._plans = engine.plan(query)
+        self._normal, self._plans, direct = engine.plan(query)
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
         self._to_check = engine.require_indexes
-        self._bounds = engine.bounds(query, self._normal)
+        self._bounds = bounds = engine.bounds(query, self._normal)
         self._reader = Reader(engine.reading(options.read_policy), track=options.track)
         self._missing: NeedIndexError | None = None
         self._done = not self._plans
         self._metadata = query.kind in METADATA_KINDS
-        self._run = self._start()
+        self._scanned = Step("scan")
+        self._next_size = FIRST_PAGE
+        self._direct = direct
+        if self._metadata or bounds.start or bounds.end is not None or bounds.skip or bounds.limit == 0:
+            self._direct = None
+        self._run: QueryRun | None = None
+        if self._direct is None:
+            self._start()
 
     def _start(self) -> QueryRun:
         engine = self._engine
         query = self._query
         if not self._metadata and any(not plan.ordered.exact for plan in self._plans):
             self._missing = engine.tell_missing_index(query)
-        return QueryRun(
+        run = self._run = QueryRun(
             self._normal,
             self._plans,
             self._reader,
@@ -49,17 +61,25 @@ class EngineStream(ResultStream):
             self._bounds,
             sort_budget=engine.sort_budget,
             page_size=self._options.page_size,
+            first_size=self._next_size,
             needed=lambda: engine.needed(query),
         )
+        if self._scanned.scans:
+            step = run.root.children[0]  # the span's, which was read without the stages
+            step.rows += self._scanned.rows
+            step.entities += self._scanned.entities
+            step.scans += self._scanned.scans
+        return run
 
     async def next_page(self) -> Page:
         """Read until the page is full. One that fails, or is cancelled, is read again by the next call."""
         if self._metadata:
             return await self._metadata_page()
         engine = self._engine
-        before = replace(self._bounds)
+        before = self._bounds.copy()
         while True:
-            await engine.refresh()
+            if engine.stale:
+                await engine.refresh()
             if self._to_check:
                 missing = engine.missing_index(self._query)
                 if missing is not None:
@@ -69,33 +89,66 @@ class EngineStream(ResultStream):
                 self._plan_again()
             if self._done:
                 return Page([], self._bounds.start or None, False, self._reader.version or 0, self._positions([]))
-            run = self._run
             try:
-                items, skipped = await run.next_items()
-                await engine.refresh()
+                page = await self._read_page()
+                if engine.stale:
+                    await engine.refresh()
             except BaseException:
                 self._rewind(before)
                 raise
             if engine.retired == self._retired:
-                break
+                return page
             # It took so long that rows of an index that it used may have been removed under it.
             self._rewind(before)
+
+    async def _read_page(self) -> Page:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            page = await self._read_directly(direct)
+            if page is not None:
+                return page
+        run = self._run or self._start()
+        items, skipped = await run.next_items()
         self._done = run.finished
         positions = [item[0] for item in items] if self._options.positions else []
         return self._page(run.results(items), positions, skipped)
 
+    async def _read_directly(self, direct: DirectSpan) -> Page | None:
+        """The first page, by one scan; None if some row of it is not a result as it stands."""
+        bounds, options = self._bounds, self._options
+        want = page_limit(options.page_size, options.page_size or FIRST_PAGE, bounds.limit)
+        rows = await self._reader.scan(
+            self._scanned, Space.INDEX, direct.lo, direct.hi, want, reverse=direct.backward, join=not direct.keys_only
+        )
+        results = direct.results(rows, self._engine.serializer)
+        if results is None:
+            self._reader.forget()
+            return None
+        positions = [direct.position(row, tail) for row, tail, _, _ in rows] if options.positions else []
+        if rows:
+            last, tail, _, _ = rows[-1]
+            bounds.move(direct.position(last, tail))
+            if bounds.limit is not None:
+                bounds.limit -= len(rows)
+        self._done = len(rows) < want or bounds.limit == 0
+        if not self._done:
+            self._next_size = following_size(FIRST_PAGE, [payload for _, _, _, payload in rows])
+        return self._page(results, positions, 0)
+
     def _plan_again(self) -> None:
         engine = self._engine
-        self._normal, self._plans = engine.plan(self._query)
+        self._normal, self._plans, _ = engine.plan(self._query)
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
-        self._run = self._start()
+        self._direct = None
+        self._start()
 
     def _rewind(self, bounds: Bounds) -> None:
         """Forget what was read since the bounds were these."""
-        self._bounds = replace(bounds)
+        self._bounds = bounds.copy()
         self._reader.forget()
         self._planned_with = -1
+        self._done = False
 
     def _positions(self, positions: list[bytes]) -> list[bytes] | None:
         return positions if self._options.positions else None
@@ -123,7 +176,7 @@ class EngineStream(ResultStream):
             return self._page([], [], 0)
         self._done = True
         bounds = self._bounds
-        step = self._run.root.add("metadata", self._query.kind or "")
+        step = (self._run or self._start()).root.add("metadata", self._query.kind or "")
         found = await metadata_entities(self._reader, step, self._query)
         hits = sorted((match for entity in found for match in self._normal.matches(entity)), key=lambda match: match[0])
         hits = [
@@ -142,5 +195,5 @@ class EngineStream(ResultStream):
 
     def explain(self) -> Explanation:
         """The plan and what it read."""
-        root: Step = self._run.root
+        root = (self._run or self._start()).root
         return Explanation(root, self._missing.definition if self._missing else None)

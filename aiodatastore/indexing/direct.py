@@ -1,0 +1,87 @@
+"""Queries whose results are the rows of one span as they stand: what most queries are.
+
+The stages of :mod:`aiodatastore.indexing.execution` serve every plan, and cost ten times what a page's scan costs
+where there is nothing for them to do. A :class:`DirectSpan` is known for the plans where there is nothing: their first
+page is one scan, and its rows are the results. Pages after it, and whatever is met that is not plain (an entity with
+several rows, one that the scan did not join), are the stages' work; both give the same results and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiodatastore.indexing.encoding import decode_key, invert
+from aiodatastore.indexing.normal import NormalQuery
+from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
+from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space
+
+if TYPE_CHECKING:
+    from aiodatastore.serializers import Serializer
+
+__all__ = ["DirectSpan", "direct_span"]
+
+
+@dataclass(frozen=True, slots=True)
+class DirectSpan:
+    """Rows ``lo <= row < hi`` of an index, read ``backward`` or not; positions begin after ``cut`` bytes of them.
+
+    ``once``: an entity is a result only where it comes first, so that one with several rows has to be looked at.
+    """
+
+    lo: bytes
+    hi: bytes
+    backward: bool
+    cut: int
+    keys_only: bool
+    once: bool
+    key_descending: bool
+
+    def results(self, rows: Sequence[Row], serializer: Serializer) -> list[Any] | None:
+        """The entities (or keys) of rows; None if one of them has to be looked at."""
+        doubtful = TAIL_MULTI if self.once else 0
+        for _, tail, _, payload in rows:
+            if tail & doubtful or (payload is None and not self.keys_only):
+                return None
+        if self.keys_only:
+            return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
+        loads = serializer.loads
+        return [
+            loads(decode_key(row[-(tail & TAIL_KEY_MASK) :]), payload or b"", version or 0)
+            for row, tail, version, payload in rows
+        ]
+
+    def position(self, row: bytes, tail: int) -> bytes:
+        """Where the result of a row stands."""
+        if not self.backward and not self.key_descending:
+            return row[self.cut :] + b"\x00"
+        size = tail & TAIL_KEY_MASK
+        components, key = row[self.cut : -size], row[-size:] + b"\x00"
+        return (invert(components) if self.backward else components) + (invert(key) if self.key_descending else key)
+
+
+def direct_span(query: NormalQuery, plans: Sequence[BranchPlan]) -> DirectSpan | None:
+    """The span whose rows are a query's results, in order; None if there is no such span."""
+    if len(plans) != 1 or query.distinct or query.projection or query.trailing:
+        return None
+    plan = plans[0]
+    access, branch = plan.ordered, plan.branch
+    if plan.filtered is not None or not access.exact or len(access.spans) != 1:
+        return None
+    span = access.spans[0]
+    if span.space is not Space.INDEX or len(plan.orders) != len(query.orders):
+        return None  # what the branch fixes has to be put into the positions
+    if access.count and access.backward != query.key_descending:
+        return None  # groups of equal values have to be turned around
+    if access.key_filter and key_is_bounded(branch):
+        return None
+    return DirectSpan(
+        lo=span.prefix + access.lo,
+        hi=span.prefix + access.hi,
+        backward=access.backward,
+        cut=len(span.prefix),
+        keys_only=query.query.only_keys,
+        once=bool(query.orders) and query.once,
+        key_descending=query.key_descending,
+    )

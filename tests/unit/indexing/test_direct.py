@@ -1,0 +1,101 @@
+"""First pages that are one scan: the same as what the stages give, page by page."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from aiodatastore import Entity, Key, Query
+from aiodatastore.adapters.base import Page, RunOptions
+from aiodatastore.adapters.engine import EngineAdapter
+from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.datastore import Datastore
+from aiodatastore.indexing.definitions import IndexDefinition
+
+pytestmark = pytest.mark.anyio
+
+NUMBER = 150
+DIRECT = {
+    "kind": Query("Thing"),
+    "equal": Query("Thing").filter("group", "=", 1),
+    "range": Query("Thing").filter("size", ">=", 20).filter("size", "<", 90),
+    "order": Query("Thing").order("size"),
+    "backward": Query("Thing").order("-size", "-__key__"),
+    "kind backward": Query("Thing").order("-__key__"),
+    "composite": Query("Thing").filter("group", "=", 2).order("-size"),
+    "keys": Query("Thing").filter("group", "=", 0).keys_only(),
+    "nothing": Query("Thing").filter("group", "=", 77),
+    "lists that no other row leads to": Query("Thing").filter("tags", "=", "b"),
+}
+BY_STAGES = {
+    "turned groups": Query("Thing").order("-size"),
+    "two spans": Query("Thing").filter("group", "=", 1).filter("odd", "=", True),
+    "below": Query("Thing", ancestor=Key("Thing", 7)).order("size"),
+    "in": Query("Thing").filter("group", "in", [1, 2]),
+    "projection": Query("Thing").project("size"),
+    "filtered": Query("Thing").filter("odd", "=", True).order("size"),
+}
+
+
+def _thing(number: int) -> Entity:
+    values = {"group": number % 3, "size": number * 7 % 100, "odd": number % 2 == 1, "tags": ["a", "b", "c"]}
+    return Entity(Key("Thing", number + 1), values)
+
+
+async def _pages(adapter: EngineAdapter, query: Query, options: RunOptions) -> tuple[list[Page], Any]:
+    stream = adapter.run(query, options)
+    pages = [await stream.next_page()]
+    while pages[-1].more:
+        pages.append(await stream.next_page())
+    return pages, stream.explain()
+
+
+def _without_direct(adapter: EngineAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = adapter.plan
+    monkeypatch.setattr(adapter, "plan", lambda query: plan(query)._replace(direct=None))
+
+
+@pytest.fixture
+async def ds() -> AsyncIterator[Datastore]:
+    async with Datastore(EngineAdapter(MemoryRowStore())) as datastore:
+        await datastore.create_index(IndexDefinition("Thing", (("group", "asc"), ("size", "desc"))))
+        await datastore.put([_thing(number) for number in range(NUMBER)])
+        yield datastore
+
+
+@pytest.mark.parametrize("name", [*DIRECT, *BY_STAGES])
+async def test_first_pages_are_what_the_stages_give(ds: Datastore, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = ds.adapter
+    assert isinstance(adapter, EngineAdapter)
+    whole = {**DIRECT, **BY_STAGES}[name]
+    assert (adapter.plan(whole).direct is not None) is (name in DIRECT)
+    for limit, page_size, track in itertools.product((None, 1, 20, 600), (None, 7), (False, True)):
+        query = whole.limit(limit)
+        options = RunOptions(track=track, positions=True, page_size=page_size)
+        pages, explained = await _pages(adapter, query, options)
+        with monkeypatch.context() as patch:
+            _without_direct(adapter, patch)
+            expected, expected_explained = await _pages(adapter, query, options)
+        assert pages == expected
+        assert str(explained) == str(expected_explained)
+
+
+async def test_entities_with_several_rows_are_left_to_the_stages(ds: Datastore) -> None:
+    found = await ds.query("Thing").order("tags").keys_only().fetch()
+    assert found == [Key("Thing", number + 1) for number in range(NUMBER)]
+
+
+async def test_a_direct_page_takes_one_scan_and_builds_no_stages(
+    ds: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("stages were built")
+
+    monkeypatch.setattr("aiodatastore.adapters.engine.streams.QueryRun", refuse)
+    found = await ds.query(DIRECT["composite"]).limit(20).fetch()
+    sizes = [entity["size"] for entity in found]
+    assert len(sizes) == 20
+    assert sizes == sorted(sizes, reverse=True)
