@@ -15,6 +15,7 @@ parse a text.
     ├── BadFilterError                   a filter
     ├── BadQueryError                    a combination that no query can have
     ├── BadRequestError                  well formed, but refused (limits, reserved names, wrong place)
+    │   ├── LimitExceededError           larger than a limit that was set (shims.Limited)
     │   ├── BadCursorError               a cursor that is damaged or of another query
     │   ├── CrossShardError              (also UnsupportedError) one transaction over stores that can't commit together
     │   ├── TransactionClosedError       used after its end, by a task that outlived it
@@ -31,6 +32,7 @@ parse a text.
     ├── UnavailableError                 the store can't be reached or used now
     │   ├── StoreBusyError               another process holds it
     │   ├── StoreFullError               no space
+    │   ├── OverloadedError              too many calls wait for it (shims.Limited)
     │   ├── StoreReadOnlyError           writes are refused
     │   └── StoreClosedError             used before open or after close
     └── CorruptDataError                 stored bytes that can't be what this package wrote
@@ -59,7 +61,9 @@ __all__ = [
     "EntityNotFoundError",
     "FormatVersionError",
     "IntegerOverflowError",
+    "LimitExceededError",
     "NeedIndexError",
+    "OverloadedError",
     "Rollback",
     "StoreBusyError",
     "StoreClosedError",
@@ -107,6 +111,19 @@ class BadQueryError(DatastoreError):
 
 class BadRequestError(DatastoreError):
     """A request is well formed but refused: a limit, a reserved name, a wrong place."""
+
+
+class LimitExceededError(BadRequestError):
+    """An entity, commit or lookup is larger than a limit that was set. Nothing of it was written.
+
+    ``limit`` names it, ``allowed`` is what it allows, ``given`` what came.
+    """
+
+    def __init__(self, message: str, *, limit: str = "", allowed: int = 0, given: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.allowed = allowed
+        self.given = given
 
 
 class BadCursorError(BadRequestError, BadValueError, BadArgumentError):
@@ -201,15 +218,30 @@ class DeadlineExceededError(DatastoreError, TimeoutError):
 
 
 class UnavailableError(DatastoreError):
-    """The store can't be reached or used at the moment; trying again later may work."""
+    """The store can't be reached or used at the moment; trying again later may work.
+
+    ``nothing_written``: whether it is certain that the commit that met it wrote nothing; else it may have taken effect.
+    """
+
+    nothing_written: bool = False
 
 
 class StoreBusyError(UnavailableError):
-    """Another process held the store's lock for longer than the busy timeout."""
+    """Another process held the store's lock for longer than the busy timeout. Nothing was written."""
+
+    nothing_written = True
 
 
 class StoreFullError(UnavailableError):
     """The disk, or the store's own size limit, is full. Nothing of the batch was written."""
+
+    nothing_written = True
+
+
+class OverloadedError(UnavailableError):
+    """More calls are waiting for the store than it was given room for. Nothing was written."""
+
+    nothing_written = True
 
 
 class StoreReadOnlyError(UnavailableError):

@@ -229,6 +229,7 @@ class RedisRowStore(RowStore):
         pause_s = 0.0
         tries = 0
         known = "; nothing was written" if changes else ""
+        certain = True
         while True:
             if self._state != "open":
                 self._refuse()
@@ -253,21 +254,21 @@ class RedisRowStore(RowStore):
                 answered = True
             except (RedisError, OSError, TimeoutError) as exc:
                 error = exc
+                certain = False
                 if changes:
                     known = "; whether it was written is not known"
             if self._state != "open":
                 self._refuse()
             if not is_transient(error):
-                raise translate(error, self.url) from error
+                raise _sure(translate(error, self.url), certain) from error
             await self._connections.renew()
             left_s = give_up - time.monotonic()
             if left_s <= 0:
                 if answered:
                     failure = translate(error, self.url)
-                    raise type(failure)(f"{failure}{known}") from error
-                raise UnavailableError(
-                    f"{self.url}: no answer within {self._retry_s:g} s ({_told(error)}){known}"
-                ) from error
+                    raise _sure(type(failure)(f"{failure}{known}"), certain) from error
+                told = f"{self.url}: no answer within {self._retry_s:g} s ({_told(error)}){known}"
+                raise _sure(UnavailableError(told), certain) from error
             await asyncio.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
@@ -531,6 +532,13 @@ def _outcome(verdict: Any, names: Sequence[bytes], cut: int) -> RowOutcome:
     stale, wrong = verdict
     conflicts = [(unescape(names[wrong[n] - 1][cut:]), wrong[n + 1]) for n in range(0, len(wrong), 2)]
     return RowOutcome(None, conflicts, stale)
+
+
+def _sure(error: DatastoreError, certain: bool) -> DatastoreError:
+    """An error that says whether it is certain that nothing was written."""
+    if isinstance(error, UnavailableError):
+        error.nothing_written = certain
+    return error
 
 
 def _told(error: BaseException) -> str:
