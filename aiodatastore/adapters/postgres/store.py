@@ -569,7 +569,10 @@ class PostgresRowStore(RowStore):
             if self._is_closed() and not writes:  # meanwhile
                 raise self._refuse() from failure
             if not lost and not errors.is_passing(failure):
-                raise errors.translate(failure, self.url) from failure
+                refused = errors.translate(failure, self.url)
+                if isinstance(refused, UnavailableError):
+                    refused.nothing_written = writes and not unknown
+                raise refused from failure
             now = time.monotonic()
             give_up = give_up or now + self._retry_s
             left = give_up - now
@@ -587,7 +590,9 @@ class PostgresRowStore(RowStore):
         fate = ""
         if writes:
             fate = "; it is not known whether the commit took effect" if unknown else "; nothing was written"
-        return UnavailableError(f"{self.url}: no answer in {self._retry_s:g} s ({reason}){fate}")
+        error = UnavailableError(f"{self.url}: no answer in {self._retry_s:g} s ({reason}){fate}")
+        error.nothing_written = writes and not unknown
+        return error
 
 
 _DRIVER = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
