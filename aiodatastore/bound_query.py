@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from aiodatastore.adapters.base import Aggregation, Page, ReadPolicy, ResultStream, RunOptions
@@ -92,19 +93,37 @@ class QueryResults(AsyncIterator[Any]):
         self._next += 1
         return result
 
+    async def _pull(self, count: int) -> list[Any]:
+        """Some of the next results, at most ``count``: those read already, else the next page's; empty at the end."""
+        if self._next >= len(self._page.results):
+            if self._done:
+                return []
+            await self.fetch_page()
+        pulled = self._page.results[self._next : self._next + count]
+        self._next += len(pulled)
+        return pulled
+
     async def fetch_page(self) -> list[Any]:
         """The results of the next page that has any, not yet pulled; empty at the end."""
         if self._page.end is not None:
             self._place = self._page.end
         self._next = 0
         while True:
-            page = self._page = await within(self._timeout, self._next_page())
+            timeout = self._timeout
+            page = self._page = await (self._next_page() if timeout is None else within(timeout, self._next_page()))
             self._skipped += page.skipped
             self._done = not page.more
             if page.results or self._done:
                 return page.results
             if page.end is not None:
                 self._place = page.end
+
+    async def _fetch_rest(self) -> list[Any]:
+        """All results of the pages that are left."""
+        found = await self.fetch_page()
+        while not self._done:
+            found += await self.fetch_page()
+        return found
 
     async def _next_page(self) -> Page:
         if self._done:
@@ -243,25 +262,35 @@ class BoundQuery:
         :raises NeedIndexError: if indexes are required and none serves it (from the first page)
         :raises DeadlineExceededError: from a page that takes too long
         """
+        return self._results(self.query, True, page_size=page_size, timeout=timeout, read_policy=read_policy)
+
+    def _results(
+        self,
+        query: Query,
+        positions: bool,
+        *,
+        page_size: int | None = None,
+        timeout: float | None = None,
+        read_policy: ReadPolicy = ReadPolicy.STRONG,
+    ) -> QueryResults:
+        """What :meth:`run` gives; without ``positions`` it has no cursors."""
         datastore = self._datastore
-        check_timeout(timeout)
-        if page_size is not None and (type(page_size) is not int or page_size < 1):
+        if timeout is None:
+            timeout = datastore.timeout
+        else:
+            check_timeout(timeout)
+        if page_size is None:
+            page_size = datastore.page_size
+        elif type(page_size) is not int or page_size < 1:
             raise BadArgumentError(f"page_size: expected an int, 1 or more, or None, got {page_size!r:.80}")
         if type(read_policy) is not ReadPolicy:
             raise BadArgumentError(f"read_policy: expected a ReadPolicy, got {read_policy!r:.80}")
-        self.query.check()
-        options = RunOptions(positions=True, page_size=page_size or datastore.page_size, read_policy=read_policy)
-        return QueryResults(
-            datastore, self.query, self._current(), options, datastore.timeout if timeout is None else timeout
-        )
+        query.check()
+        return QueryResults(datastore, query, self._current(), _options(positions, page_size, read_policy), timeout)
 
     async def fetch(self, limit: int | None = None, **options: Any) -> list[Any]:
         """All results, or the first ``limit``, as a list. ``options`` are those of :meth:`run`."""
-        results = self._with(self._limited(limit)).run(**options)
-        found: list[Any] = []
-        while page := await results.fetch_page():
-            found += page
-        return found
+        return await self._results(self._limited(limit), False, **options)._fetch_rest()
 
     async def first(self, **options: Any) -> Any:
         """The first result, or None."""
@@ -287,17 +316,17 @@ class BoundQuery:
         beyond = wanted is None or wanted > size
         if beyond:
             query = query.limit(size + 1)  # one more tells whether there is more
-        results = self._with(query).run(page_size=options.pop("page_size", None) or size + 1, **options)
+        results = self._results(query, True, page_size=options.pop("page_size", None) or size + 1, **options)
         found: list[Any] = []
         while len(found) < size:
-            try:
-                found.append(await anext(results))
-            except StopAsyncIteration:
+            found_page = await results._pull(size - len(found))
+            if not found_page:
                 break
+            found += found_page
+        more = beyond and len(found) == size
         cursor = results.cursor
-        more = False
-        if beyond and len(found) == size:
-            more = await anext(results, _NOTHING) is not _NOTHING
+        if more:
+            more = bool(await results._pull(1))
         return QueryPage(found, cursor, more)
 
     async def count(self, limit: int | None = None, *, timeout: float | None = None) -> int:
@@ -381,7 +410,10 @@ class BoundQuery:
         return found.values
 
 
-_NOTHING = object()
+@lru_cache(maxsize=64)
+def _options(positions: bool, page_size: int | None, read_policy: ReadPolicy) -> RunOptions:
+    """The same again is had for less than it can be made for."""
+    return RunOptions(positions=positions, page_size=page_size, read_policy=read_policy)
 
 
 def _aggregation(wanted: Any) -> Aggregation:
