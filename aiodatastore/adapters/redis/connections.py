@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -21,7 +21,7 @@ except ImportError:  # an extra of redis-py's
 else:
     HIREDIS = True
 
-__all__ = ["Command", "Connections", "NotSentError", "connector"]
+__all__ = ["Command", "Connections", "Link", "NotSentError", "connector"]
 
 Command: TypeAlias = Sequence[bytes | int]
 """A command's name and its arguments."""
@@ -48,6 +48,22 @@ class NotSentError(Exception):
     """The server could not be reached, so it has seen nothing. Never reaches users."""
 
 
+class Link(Protocol):
+    """The way to where a store's keys are: one server, or whichever node of a cluster has them."""
+
+    async def exchange(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        """As :meth:`Connections.exchange`."""
+
+    async def renew(self, within_s: float) -> None:
+        """Something went wrong that may pass: find out, within this time, what has changed."""
+
+    async def aclose(self) -> None:
+        """Close; exchanges under way may fail."""
+
+    def abandon(self) -> None:
+        """Close at once, without a loop."""
+
+
 class Connections:
     """At most ``size`` connections, each used by one exchange at a time.
 
@@ -64,7 +80,9 @@ class Connections:
         self._closed = False
 
     async def exchange(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        """The answers to some commands that are sent together; errors of the server are among them.
+        """The answers to some commands that are sent together, up to the first that is an error of the server.
+
+        An answer after an error is not waited for: ``WAIT`` after a commit that was refused would wait in vain.
 
         :raises NotSentError: if there was no connection to be had; its cause is the error
         :raises redis.exceptions.ConnectionError, OSError, TimeoutError: what was sent may have been executed or not
@@ -91,6 +109,7 @@ class Connections:
                             answers.append(await connection.read_response(disable_decoding=True))
                         except ResponseError as exc:
                             answers.append(exc)
+                            break
             except BaseException as exc:
                 self._lent.discard(connection)
                 await _drop(connection)
@@ -98,17 +117,22 @@ class Connections:
                     raise NotSentError from exc
                 raise
             self._lent.discard(connection)
-            if self._closed:
+            if self._closed or len(answers) < len(commands):
                 await _drop(connection)
             else:
                 self._idle.append(connection)
             return answers
 
+    @property
+    def idle(self) -> bool:
+        """Whether no exchange is under way."""
+        return not self._lent
+
     def _check_open(self) -> None:
         if self._closed:
             raise NotSentError from ConnectionResetError("the store was closed")
 
-    async def renew(self) -> None:
+    async def renew(self, within_s: float = 0.0) -> None:
         """Close idle connections: one has shown that the server went away, or changed its part."""
         idle, self._idle = self._idle, []
         for connection in idle:

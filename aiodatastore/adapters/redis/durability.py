@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,17 +53,16 @@ class Durability:
             log.info("%s: the server does not permit CONFIG GET: what survives its crash is not known", url)
 
 
-async def inquire(ask: Callable[[Command], Awaitable[Any]]) -> Durability:
-    """Read the settings; ``ask`` gives the answer to a command, None if it is not permitted."""
-    names = (b"appendonly", b"appendfsync", b"no-appendfsync-on-rewrite", b"maxmemory-policy")
-    settings: dict[bytes, str] = {}
-    for name in names:  # one at a time: Redis 6 takes no more
-        answer = await ask((b"CONFIG", b"GET", name))
-        if answer is None:
-            break
-        if len(answer) == 2:
-            settings[name] = answer[1].decode("ascii", "replace")
+async def inquire(ask: Callable[[Sequence[Command]], Awaitable[Sequence[Any] | None]]) -> Durability:
+    """Read the settings; ``ask`` gives the answers to commands sent together, None if they are not permitted."""
+    # One at a time: Redis 6 takes no more.
+    answers = await ask([(b"CONFIG", b"GET", name) for name in _SETTINGS])
+    found = [answer for answer in answers or () if isinstance(answer, list) and len(answer) == 2]
+    settings: dict[bytes, str] = {name: value.decode("ascii", "replace") for name, value in found}
     return Durability(_persistence(settings), settings.get(b"maxmemory-policy"))
+
+
+_SETTINGS = (b"appendonly", b"appendfsync", b"no-appendfsync-on-rewrite", b"maxmemory-policy")
 
 
 def _persistence(settings: dict[bytes, str]) -> Persistence:

@@ -13,6 +13,9 @@ key              content
 ``P|x``          sorted set, key by the time it expires (milliseconds)
 ``P|s``          hash, sequence → next number
 ``P|t`` + lane   number and outcome of the last batch of one lane of commits, for an hour
+``P|o``          in a cluster: the node that wrote last
+``P|q``          in a cluster: hash, sequence → the node that counted last
+``P|g``          in a cluster: never exists; scripts name it so that they don't run while the slot is being moved
 ===============  ==========================================================================================
 
 ``P`` is the prefix, which has no ``|``: so the keys of two prefixes never meet. It may contain a hash tag in braces,
@@ -66,6 +69,8 @@ class Layout:
         self.expiries = base + b"x"
         self.sequences = base + b"s"
         self.lane = base + b"t"
+        self.guard = base + b"g"
+        self.counters = base + b"q"
         self.common = (self.version, self.clock, self.rows, self.multi, self.names, self.heads, self.expiries)
 
 

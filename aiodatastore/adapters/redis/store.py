@@ -16,7 +16,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 
 from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.redis.address import TLS_SETTINGS, Address, parse_address
-from aiodatastore.adapters.redis.connections import Command, Connections, NotSentError, connector
+from aiodatastore.adapters.redis.connections import Command, Connections, Link, NotSentError, connector
 from aiodatastore.adapters.redis.durability import Durability, inquire
 from aiodatastore.adapters.redis.errors import is_transient, translate
 from aiodatastore.adapters.redis.layout import (
@@ -128,7 +128,9 @@ class RedisRowStore(RowStore):
         if timeout_s <= 0 or retry_s < 0 or sweep_s <= 0:
             raise BadArgumentError("timeout_s and sweep_s must be above 0, retry_s at least 0")
         self._layout = Layout(prefix.encode())
-        self._make = connector(self._address, tls)
+        self._guard: tuple[bytes, ...] = ()
+        self._mark = b""
+        self._tls = tls
         self._max_connections = max_connections
         self._timeout_s = timeout_s
         self._retry_s = retry_s
@@ -168,24 +170,30 @@ class RedisRowStore(RowStore):
             raise UnavailableError(
                 f"{self.url} needs asyncio: its driver, redis-py, does not run under trio (memory, SQLite and files do)"
             ) from None
-        self._connections = Connections(self._make, self._max_connections)
+        self._connections = self._connect()
         self._lanes = []
         self._state = "open"
         open_stores.add(self)
         try:
-            await self._send([(b"GET", self._layout.version)])
-            durability = await inquire(self._ask)
+            await self._begin()
         except BaseException:
             await self.aclose()
             raise
-        self._durability = durability
+
+    def _connect(self) -> Link:
+        return Connections(connector(self._address, self._tls), self._max_connections)
+
+    async def _begin(self) -> None:
+        """What is first asked of the server."""
+        await self._send([(b"GET", self._layout.version)])
+        self._durability = durability = await inquire(self._ask)
         self.capabilities = _CAPABILITIES | {Capability.DURABLE} if durability.survives_kill else _CAPABILITIES
         durability.log(_log, self.url)
 
-    async def _ask(self, command: Command) -> Any:
-        """The answer to one command; None if the server does not permit it."""
+    async def _ask(self, commands: Sequence[Command]) -> list[Any] | None:
+        """The answers to commands; None if the server does not permit them."""
         try:
-            return (await self._send([command]))[0]
+            return await self._send(commands)
         except DatastoreError:
             return None
 
@@ -261,7 +269,7 @@ class RedisRowStore(RowStore):
                 self._refuse()
             if not is_transient(error):
                 raise _sure(translate(error, self.url), certain) from error
-            await self._connections.renew()
+            await self._connections.renew(max(_LEAST_S, give_up - time.monotonic()))
             left_s = give_up - time.monotonic()
             if left_s <= 0:
                 if answered:
@@ -274,6 +282,7 @@ class RedisRowStore(RowStore):
 
     async def _run(self, script: Script, keys: Sequence[bytes], *arguments: bytes | int) -> Any:
         """The answer of a script that reads; what has expired is removed first."""
+        keys = (*keys, *self._guard)
         command = (b"EVALSHA", script.sha, len(keys), *keys, *arguments)
         while True:
             [answer] = await self._send([command], script)
@@ -406,15 +415,14 @@ class RedisRowStore(RowStore):
             self._refuse()
         layout = self._layout
         sizes: dict[str, int] = {}
-        info = await self._ask((b"INFO", b"memory"))
-        for line in (info or b"").splitlines():
+        for line in ((await self._ask([(b"INFO", b"memory")])) or [b""])[0].splitlines():
             name, _, value = line.partition(b":")
             if name == b"used_memory":
                 sizes["server_bytes"] = int(value)
         for label, key in (("index_bytes", layout.rows), ("key_bytes", layout.names), ("row_list_bytes", layout.heads)):
-            size = await self._ask((b"MEMORY", b"USAGE", key))
-            if size is not None:
-                sizes[label] = size
+            size = await self._ask([(b"MEMORY", b"USAGE", key)])
+            if size is not None and size[0] is not None:
+                sizes[label] = size[0]
         return sizes
 
     # ---------------------------------------------------------------------------------------- writes
@@ -432,7 +440,7 @@ class RedisRowStore(RowStore):
             if changes:
                 lane.number += 1
                 number = lane.number.to_bytes(8, "big")
-            keys = (*self._layout.common, lane.key, *names)
+            keys = (*self._layout.common, lane.key, *names, *self._guard)
             fence, *rest = arguments
             cut = len(self._layout.entity)
             command: Command = (
@@ -443,7 +451,7 @@ class RedisRowStore(RowStore):
                 cut,
                 fence,
                 number,
-                flags,
+                flags + self._mark,
                 *rest,
             )
             verdicts = await self._apply(command, changes)
@@ -476,7 +484,9 @@ class RedisRowStore(RowStore):
             return cast(bytes, verdicts[0])
 
     async def allocate(self, sequence: bytes, size: int, *, at_least: int = 1) -> int:
-        command = (b"EVALSHA", ALLOCATE.sha, 1, self._layout.sequences, sequence, size, at_least)
+        layout = self._layout
+        keys = (layout.sequences, *((layout.counters, *self._guard) if self._mark else ()))
+        command: Command = (b"EVALSHA", ALLOCATE.sha, len(keys), *keys, sequence, size, at_least)
         [first] = await self._send([command], ALLOCATE)
         if first is None:
             raise OverflowError("the sequence ends at 2**63")
@@ -490,7 +500,8 @@ class RedisRowStore(RowStore):
         A commit of its own for each 500: the version grows, and transactions that saw them notice.
         """
         layout = self._layout
-        command = (b"EVALSHA", SWEEP.sha, len(layout.common), *layout.common, layout.entity, MAX_SWEEP)
+        keys = (*layout.common, *self._guard)
+        command: Command = (b"EVALSHA", SWEEP.sha, len(keys), *keys, layout.entity, MAX_SWEEP, self._mark)
         total = 0
         removed: int
         while True:

@@ -1,10 +1,11 @@
 -- Verify and apply a batch of transactions; each is atomic by itself, the later see what the earlier wrote.
 --
 -- KEYS: 1 version, 2 clock, 3 index rows, 4 those of entities with several, 5 entity keys, 6 versions and rows,
---       7 expiries, 8 the lane; from 9 on every entity that the batch names.
+--       7 expiries, 8 the lane; from 9 on every entity that the batch names; in a cluster last of all the guard, which
+--       never exists: so the script does not run while keys of the slot are on their way to another node.
 -- ARGV: 1 length of what entity names begin with, 2 fence ('' or index, version), 3 number in the lane ('': nothing
 --       is written), 4 'x' if any entity of the batch is given a time to live, 'r' if there are spans, index puts or
---       index deletes; then for each commit a header, and what the header announces: lo, hi, digest of each span;
+--       index deletes, 'c' in a cluster; then for each commit a header, and what the header announces: lo, hi, digest of each span;
 --       payload and rows of each put; row and tail of each index put; row of each index delete.
 -- Returns {0, verdicts}, {1} if entities have expired and must be swept first, {2} if the fence does not hold,
 --       {3} if a later batch of the lane was applied already.
@@ -15,6 +16,7 @@ local FIRST = 8
 local LANE_MS = 3600000
 local STEP_MS = 50 -- expiries are rounded up to this, so that sweeps are rare however many entities expire
 local CHUNK = 4000 -- Lua refuses to spread 8000 values
+local GAP = 16777216 -- versions that are left out when another node writes: what it did not receive had some of them
 
 local call, read, write, sub, byte = redis.call, struct.unpack, struct.pack, string.sub, string.byte
 
@@ -40,11 +42,22 @@ if expires and not found[2] then
 end
 local version = tonumber(expires and sub(text, 1, -2) or text)
 local stored = version
+local clustered = string.find(ARGV[4], 'c', 1, true)
+local origin, node
+if clustered and number ~= '' then
+  origin, node = sub(KEYS[1], 1, -2) .. 'o', call('CLUSTER', 'MYID')
+  local before = call('GET', origin)
+  if before == node then
+    origin = nil
+  elseif before then
+    version = version + GAP
+  end
+end
 local mortal = expires or string.find(ARGV[4], 'x', 1, true)
 
 local cut = tonumber(ARGV[1]) + 1
 local names, heads = {}, nil -- of each entity: its escaped key; version and rows, or false
-local count = #KEYS - FIRST
+local count = #KEYS - FIRST - (clustered and 1 or 0)
 for i = 1, count do
   names[i] = sub(KEYS[FIRST + i], cut)
 end
@@ -385,6 +398,9 @@ end
 flush()
 local verdicts = cmsgpack.pack(out)
 if version ~= stored then
+  if origin then
+    call('SET', origin, node)
+  end
   call('SET', KEYS[1], string.format(expires and '%.0fx' or '%.0f', version))
 end
 if number ~= '' then

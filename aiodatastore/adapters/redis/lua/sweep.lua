@@ -3,7 +3,8 @@
 -- Which entities these are is not known before: their keys are not declared, but have the prefix (and so the hash tag)
 -- of those that are. The commit's script never sweeps.
 --
--- KEYS as of commit.lua up to 7. ARGV: 1 what entity names begin with, 2 the most to remove.
+-- KEYS as of commit.lua up to 7; in a cluster the guard. ARGV: 1 what entity names begin with, 2 the most to remove,
+-- 3 'c' in a cluster.
 -- Returns how many were removed, and 1 if more are due.
 
 local VERSION, CLOCK, ROWS, MULTI, NAMES, HEADS, EXPIRIES =
@@ -38,6 +39,14 @@ for i = 1, #due do
 end
 if #due > 0 then
   version = version + 1
+  if ARGV[3] == 'c' then
+    local origin, node = string.sub(VERSION, 1, -2) .. 'o', call('CLUSTER', 'MYID')
+    local before = call('GET', origin)
+    if before ~= node then
+      version = version + (before and 16777216 or 0) -- as in commit.lua
+      call('SET', origin, node)
+    end
+  end
 end
 local next = call('ZRANGE', EXPIRIES, 0, 0, 'WITHSCORES')
 local more = next[1] and tonumber(next[2]) <= tonumber(now)
