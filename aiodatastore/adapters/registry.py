@@ -1,4 +1,8 @@
-"""From a URL to an adapter: ``memory://``, ``sqlite:///tasks.db?synchronous=NORMAL``, and what others register."""
+"""From a URL to an adapter: ``memory://``, ``sqlite:///tasks.db?synchronous=NORMAL``, and what others register.
+
+Shims and collections are written around it: ``cached{staleness_s=5}:postgresql://localhost/shop``, see
+:mod:`aiodatastore.composing`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from aiodatastore.rowstore import RowStore
 
 __all__ = [
+    "UnknownOptionError",
     "UrlParts",
     "adapter_from_url",
     "engine",
@@ -37,23 +42,44 @@ GROUP: Final = "aiodatastore.adapters"
 _BUILT_IN: Final = {
     "file": "aiodatastore.adapters.file",
     "memory": "aiodatastore.adapters.memory",
+    "null": "aiodatastore.shims.null",
     "postgres": "aiodatastore.adapters.postgres",
     "postgresql": "aiodatastore.adapters.postgres",
     "redis": "aiodatastore.adapters.redis",
     "rediss": "aiodatastore.adapters.redis",
     "sqlite": "aiodatastore.adapters.sqlite",
+    "toml": "aiodatastore.composing.toml",
     "unix": "aiodatastore.adapters.redis",
 }
+
+
+class UnknownOptionError(BadArgumentError):
+    """A store has no such option. ``option`` is its name."""
+
+    def __init__(self, message: str, option: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+# As in composing.grammar, which is not imported for plain URLs.
+_COMPOSED: Final = re.compile(r"\s*[a-z][a-z0-9_]*(\{|:(?!//))")
 
 
 def adapter_from_url(url: str, **options: Any) -> Adapter:
     """The adapter a URL names; nothing is opened. ``options`` override nothing in the URL, they add to it.
 
-    :raises BadArgumentError: if the URL is malformed, nothing serves its scheme, or an option is unknown
+    The URL may be a composition of shims and collections; ``options`` then go to each store of it that knows them.
+
+    :raises BadArgumentError: if the URL is malformed, nothing serves its scheme, or an option is unknown; if a
+        composition names an unknown shim or setting, or would break a promise
 
     >>> adapter_from_url("memory://").url
     'memory://'
     """
+    if type(url) is str and "://" in url and _COMPOSED.match(url):
+        from aiodatastore.composing.build import from_text
+
+        return from_text(url, options)
     return _factory(_scheme(url))(url, **options)
 
 
@@ -180,8 +206,10 @@ def _parameters(query: str) -> list[tuple[str, str]]:
         raise BadArgumentError("the URL's parameters are malformed: expected ?name=value&name=value") from exc
 
 
-def _unknown(name: str, url: str, known: list[str]) -> BadArgumentError:
-    return BadArgumentError(f"unknown option {name!r:.100} for {_scheme(url)}://; known are {', '.join(sorted(known))}")
+def _unknown(name: str, url: str, known: list[str]) -> UnknownOptionError:
+    return UnknownOptionError(
+        f"unknown option {name!r:.100} for {_scheme(url)}://; known are {', '.join(sorted(known))}", name
+    )
 
 
 def refuse_location(parts: UrlParts, why: str) -> None:

@@ -76,7 +76,8 @@ def app() -> None:
     """Look into a datastore, change it, move it.
 
     Every command takes the URL of a store first: memory://, sqlite:///relative.db, sqlite:////absolute.db, or
-    that of any installed adapter.
+    that of any installed adapter; shims and collections are written around it (read_only:sqlite:///relative.db), or in
+    a file (toml:///store.toml).
 
     Keys are written as they are shown: /Country:GB/City:2643743 (a kind, then an id or a name; a name of
     digits is quoted), with a namespace before the first slash (shop/Item:1), or in their URL-safe form.
@@ -102,13 +103,16 @@ async def opened(url: str, *, create: bool = False, **options: Any) -> AsyncIter
         yield store
 
 
-def _refuse_missing(url: str) -> None:
-    scheme, _, rest = url.partition("://")
-    place = rest.partition("?")[0]
-    path = unquote(place.removeprefix("/"))
-    well_formed = place.startswith("/") and path  # else the adapter says what is wrong
-    if scheme in ("sqlite", "file") and well_formed and not os.path.exists(path):
-        raise click.ClickException(f"there is no store at {url} (commands that write would create it)")
+def _refuse_missing(composed: str) -> None:
+    from aiodatastore.composing import store_urls
+
+    for url in store_urls(composed):
+        scheme, _, rest = url.partition("://")
+        place = rest.partition("?")[0]
+        path = unquote(place.removeprefix("/"))
+        well_formed = place.startswith("/") and path  # else the adapter says what is wrong
+        if scheme in ("sqlite", "file") and well_formed and not os.path.exists(path):
+            raise click.ClickException(f"there is no store at {url} (commands that write would create it)")
 
 
 def run_app(argv: Sequence[str] | None) -> int:
@@ -137,4 +141,4 @@ def _complain(message: str, *remarks: str, first: str = "") -> None:
 
 
 # Commands register themselves with the group.
-from aiodatastore.cli import admin, indexes, move, query, write  # noqa: E402, F401
+from aiodatastore.cli import admin, explain, indexes, move, query, write  # noqa: E402, F401

@@ -1,0 +1,148 @@
+"""What a composition is, and what it promises as a whole: for ``aiodatastore explain``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiodatastore.adapters.base import Adapter
+from aiodatastore.rowstore import Capability
+
+__all__ = ["Description", "Part", "describe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One adapter of a composition.
+
+    ``label`` is what the one that holds it calls it (a pattern of ``mounted``, a setting such as ``cache``), or "".
+    ``url`` is that of a store, "" for what holds others. Nothing here is secret.
+    """
+
+    name: str
+    label: str
+    url: str
+    settings: Mapping[str, str]
+    children: tuple[Part, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        found: dict[str, Any] = {"name": self.name}
+        if self.label:
+            found["label"] = self.label
+        if self.url:
+            found["url"] = self.url
+        return {**found, "settings": dict(self.settings), "children": [child.to_dict() for child in self.children]}
+
+    def __str__(self) -> str:
+        settings = "".join(f"  {name}={value}" for name, value in self.settings.items() if value != "none")
+        return f"{self.label + ' = ' if self.label else ''}{self.url or self.name}{settings}"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A composition as a tree, and for each capability which parts lack it: none if the whole has it.
+
+    >>> from aiodatastore.adapters.registry import adapter_from_url
+    >>> description = describe(adapter_from_url("memory://"))
+    >>> print(description)
+    memory://
+    <BLANKLINE>
+    durable              no   memory://
+    ...
+    >>> description.lost[Capability.TTL]
+    ('memory://',)
+    """
+
+    tree: Part
+    lost: Mapping[Capability, tuple[str, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        capabilities = {
+            capability.value: {"has": not lost, "lost_by": list(lost)} for capability, lost in self.lost.items()
+        }
+        return {"tree": self.tree.to_dict(), "capabilities": capabilities}
+
+    def __str__(self) -> str:
+        lines = [*_drawn(self.tree, "", ""), ""]
+        for capability, lost in self.lost.items():
+            lines.append(f"{capability.value:<20} {'no ' if lost else 'yes'}  {', '.join(lost)}".rstrip())
+        return "\n".join(lines)
+
+
+def describe(adapter: Adapter) -> Description:
+    """The tree of an adapter with the settings of each part, and the capabilities of the whole. Opens nothing.
+
+    What a store only knows when it is open (whether a Redis server is durable) is not promised before.
+    """
+    lost = {
+        capability: () if capability in adapter.capabilities else tuple(dict.fromkeys(_lost_by(adapter, capability)))
+        for capability in Capability
+    }
+    return Description(_part(adapter, ""), lost)
+
+
+def _part(adapter: Adapter, label: str) -> Part:
+    children = list(adapter.children)
+    labels = _labels(adapter, children)
+    settings: dict[str, str] = {}
+    for name, value in adapter.settings.items():
+        if isinstance(value, Adapter):
+            if not any(value is child for child in children):
+                children.append(value)
+                labels.append(name)
+        elif not _holds_adapters(value):
+            settings[name] = _shown(value)
+    parts = tuple(_part(child, each) for child, each in zip(children, labels, strict=True))
+    return Part(_name(adapter), label, "" if adapter.children else adapter.url, settings, parts)
+
+
+def _labels(adapter: Adapter, children: Sequence[Adapter]) -> list[str]:
+    """What the settings call a child, or the pattern it is mounted under."""
+    named: list[tuple[str, Adapter]] = []
+    for name, value in adapter.settings.items():
+        if isinstance(value, Adapter):
+            named.append((name, value))
+        elif isinstance(value, Mapping):
+            named += [(str(pattern), each) for pattern, each in value.items() if isinstance(each, Adapter)]
+    mounts = getattr(adapter, "mounts", None)
+    if isinstance(mounts, Mapping):
+        named += [(str(pattern), each) for pattern, each in mounts.items() if isinstance(each, Adapter)]
+    return [next((name for name, each in named if each is child), "") for child in children]
+
+
+def _holds_adapters(value: object) -> bool:
+    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(isinstance(each, Adapter) for each in held)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _name(adapter: Adapter) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(adapter).__name__).lower()
+
+
+def _lost_by(adapter: Adapter, capability: Capability) -> Iterator[str]:
+    """The parts that a capability is lost by: those that lack it while all that they hold have it."""
+    lacking = [child for child in adapter.children if capability not in child.capabilities]
+    if lacking:
+        for child in lacking:
+            yield from _lost_by(child, capability)
+    else:
+        yield _name(adapter) if adapter.children else adapter.url
+
+
+def _drawn(part: Part, first: str, rest: str) -> Iterator[str]:
+    yield f"{first}{part}"
+    for place, child in enumerate(part.children):
+        last = place == len(part.children) - 1
+        yield from _drawn(child, rest + ("└── " if last else "├── "), rest + ("    " if last else "│   "))
