@@ -8,6 +8,8 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, NamedTuple
 
+import anyio
+
 from aiodatastore.adapters.base import ReadPolicy
 from aiodatastore.adapters.engine.eventual import EventualReads
 from aiodatastore.entity import Entity
@@ -62,6 +64,7 @@ class Engine:
         self.retired = 0
         """How often an index that served was seen to serve no more: what was being read from it may lack rows."""
         self._catalog_read_at = 0.0
+        self._refreshing: anyio.Event | None = None
         self._told: set[IndexDefinition] = set()
         self._needs: dict[Hashable, NeedIndexError | None] = {}
         self._plans: dict[Hashable, Planned] = {}
@@ -173,6 +176,7 @@ class Engine:
         """Know of no index: what the store is about to hold may be other data."""
         self._use(Catalog())
         self._catalog_read_at = 0.0
+        self._refreshing = None
 
     @property
     def stale(self) -> bool:
@@ -195,10 +199,20 @@ class Engine:
         That is soon enough: an index serves before anybody uses it, and is maintained for twice as long after it
         was marked for deletion. Who reads for longer refreshes again and looks at :attr:`retired`.
         """
-        now = monotonic()
-        if force or now - self._catalog_read_at > CATALOG_MAX_AGE_S:
-            records, _ = await self.store.read([CATALOG_KEY])
-            self.take_catalog(records[0], now)
+        needed = monotonic() - CATALOG_MAX_AGE_S
+        while force or self._catalog_read_at < needed:
+            if self._refreshing is not None and not force:
+                await self._refreshing.wait()  # one reads for all
+                continue
+            done = self._refreshing = anyio.Event()
+            now = monotonic()
+            try:
+                records, _ = await self.store.read([CATALOG_KEY])
+                self.take_catalog(records[0], now)
+            finally:
+                self._refreshing = None
+                done.set()
+            return
 
     async def change_catalog(self, change: Callable[[Catalog], Catalog | None]) -> Catalog:
         """Replace the catalog by ``change`` of its newest state, until nobody came between; None: leave it."""
