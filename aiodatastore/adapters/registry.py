@@ -46,10 +46,16 @@ _BUILT_IN: Final = {
     "postgres": "aiodatastore.adapters.postgres",
     "postgresql": "aiodatastore.adapters.postgres",
     "redis": "aiodatastore.adapters.redis",
+    "redis+cluster": "aiodatastore.adapters.redis",
     "rediss": "aiodatastore.adapters.redis",
+    "rediss+cluster": "aiodatastore.adapters.redis",
     "sqlite": "aiodatastore.adapters.sqlite",
     "toml": "aiodatastore.composing.toml",
     "unix": "aiodatastore.adapters.redis",
+    "valkey": "aiodatastore.adapters.redis",
+    "valkey+cluster": "aiodatastore.adapters.redis",
+    "valkeys": "aiodatastore.adapters.redis",
+    "valkeys+cluster": "aiodatastore.adapters.redis",
 }
 
 
