@@ -65,6 +65,8 @@ MAX_COMMIT_WRITES = 5000
 MAX_ALLOCATION = 1_000_000_000
 """Ids that one ``allocate_ids`` may ask for."""
 
+_CURRENT = ReadPolicy.CURRENT
+
 P = ParamSpec("P")
 T = TypeVar("T")
 AnyKey = Key | Entity | str
@@ -294,7 +296,7 @@ class Datastore:
             # The shortest way, for what is at hand: every line here was measured.
             if perf_counter() >= channel.yield_at:
                 await channel.breathe()
-            found = channel.lookup_now((keys,))
+            found = channel.lookup_now((keys,)) if read_policy is not _CURRENT else None
             if found is not None:
                 return found[0]
             if read_policy is ReadPolicy.STRONG and self.timeout is None:
@@ -313,7 +315,8 @@ class Datastore:
         channel = self._open_channel()
         if len(keys) <= MAX_BATCH_KEYS:
             await channel.breathe_if_due()
-            now = channel.lookup_now(keys) if len(set(keys)) == len(keys) else None
+            at_hand = read_policy is not _CURRENT and len(set(keys)) == len(keys)
+            now = channel.lookup_now(keys) if at_hand else None
             return now if now is not None else (await channel.lookup(keys, read_policy)).entities
         entities: list[Entity | None] = []
         for start in range(0, len(keys), MAX_BATCH_KEYS):

@@ -25,6 +25,7 @@ __all__ = [
     "RowBatch",
     "RowCommit",
     "RowIntersection",
+    "RowListener",
     "RowOutcome",
     "RowPut",
     "RowRead",
@@ -36,6 +37,7 @@ __all__ = [
     "SpanCount",
     "SpanTally",
     "StaleFenceError",
+    "Subscription",
     "span_digest",
 ]
 
@@ -217,6 +219,31 @@ class StaleFenceError(Exception):
     """The fence of a batch did not hold: nothing of the batch was applied. Never reaches users."""
 
 
+class RowListener(ABC):
+    """Who wants to be told of commits, by :meth:`RowStore.subscribe`. Called from the event loop; must not raise."""
+
+    @abstractmethod
+    def changed(self, keys: Sequence[bytes], version: int) -> None:
+        """Commits up to this version of the store put or deleted these; in order of versions."""
+
+    @abstractmethod
+    def confirmed(self, at: float, version: int) -> None:
+        """All commits before ``at`` (``time.monotonic``) were told, which are all up to ``version``, or :meth:`gap` was
+        called since."""
+
+    @abstractmethod
+    def gap(self) -> None:
+        """Commits may not have been told: anything may have changed."""
+
+
+class Subscription(ABC):
+    """Messages that are under way, until it is closed."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop them. Closing twice is allowed."""
+
+
 class RowStore(ABC):
     """A storage engine: two ordered spaces of bytes, atomic commits, sequences.
 
@@ -308,6 +335,23 @@ class RowStore(ABC):
         Opened and closed with this store; only its reading methods are used.
         """
         return None
+
+    async def subscribe(self, listener: RowListener, interval_s: float) -> Subscription | None:
+        """Tell of every commit, of whichever process, from now on; None (the default): this store can't.
+
+        About every ``interval_s`` it makes sure that nothing was missed and calls ``confirmed``; when it could not for
+        a while, or commits were not told, ``gap`` first.
+
+        :raises UnavailableError: if the store can't be reached
+        """
+        return None
+
+    async def lifetimes(self, keys: Sequence[bytes]) -> Sequence[float | None]:
+        """Seconds that each entity has to live at least; None: it stays, 0: there is none.
+
+        For stores with ``Capability.TTL``. Asked after a read.
+        """
+        return [None] * len(keys)
 
     async def sizes(self) -> dict[str, int]:
         """What the engine knows of its own size, in bytes: for ``stats``."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiodatastore.errors import DatastoreError, UnsupportedError
 from aiodatastore.key import Key
-from aiodatastore.rowstore import Capability, SpanCheck
+from aiodatastore.rowstore import Capability, SpanCheck, Subscription
 
 if TYPE_CHECKING:
     from aiodatastore.entity import Entity
@@ -27,6 +27,7 @@ __all__ = [
     "Adapter",
     "AggregateResult",
     "Aggregation",
+    "ChangeListener",
     "Commit",
     "Delete",
     "Lookup",
@@ -241,6 +242,23 @@ class PreparedCommit(NamedTuple):
     age_s: float
 
 
+class ChangeListener(ABC):
+    """Who wants to be told of commits, by :meth:`Adapter.subscribe`. Called from the event loop; must not raise."""
+
+    @abstractmethod
+    def changed(self, keys: Sequence[Key], version: int) -> None:
+        """Commits up to this version of the store wrote these; in order of versions."""
+
+    @abstractmethod
+    def confirmed(self, at: float, version: int) -> None:
+        """All commits before ``at`` (``time.monotonic``) were told, which are all up to ``version``, or :meth:`gap` was
+        called since."""
+
+    @abstractmethod
+    def gap(self) -> None:
+        """Commits may not have been told: anything may have changed."""
+
+
 class Adapter(ABC):
     """Stores entities. What ``Datastore`` and every shim speak to; shims and collections hold others.
 
@@ -330,6 +348,30 @@ class Adapter(ABC):
     async def prepared(self) -> list[PreparedCommit]:
         """What was prepared here and not resolved, by whichever process."""
         return []
+
+    # What caches ask for.
+
+    async def subscribe(self, listener: ChangeListener, interval_s: float) -> Subscription | None:
+        """Tell of every commit, of whichever process, from now on; None: this adapter can't.
+
+        After :meth:`~ChangeListener.confirmed` has not been called for a while (about ``interval_s`` is usual), commits
+        may have been missed; when it goes on, a gap is told first if some were. An adapter that changes keys has to
+        change those it tells, too.
+
+        :raises UnavailableError: if the store can't be reached
+        """
+        return None
+
+    async def lifetimes(self, keys: Sequence[Key]) -> Sequence[float | None]:
+        """Seconds that each entity has to live at least: None: it stays, 0: there is none (any more).
+
+        To be asked after a lookup, by who keeps what was found.
+
+        :raises UnsupportedError: if entities may expire and this adapter can't tell when
+        """
+        if Capability.TTL not in self.capabilities:
+            return [None] * len(keys)
+        raise UnsupportedError(f"{self.url} can't tell how long entities live", capability=Capability.TTL)
 
     @abstractmethod
     async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:

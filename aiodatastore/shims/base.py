@@ -9,6 +9,7 @@ from aiodatastore.adapters.base import (
     Adapter,
     AggregateResult,
     Aggregation,
+    ChangeListener,
     Commit,
     Lookup,
     Outcome,
@@ -21,7 +22,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
 from aiodatastore.key import Key
 from aiodatastore.query import Query
-from aiodatastore.rowstore import Capability
+from aiodatastore.rowstore import Capability, Subscription
 
 __all__ = ["DEFAULT", "Shim"]
 
@@ -119,6 +120,18 @@ class Shim(Adapter):
     async def prepared(self) -> list[PreparedCommit]:
         """The child's."""
         return await self.child.prepared()
+
+    async def subscribe(self, listener: ChangeListener, interval_s: float) -> Subscription | None:
+        """The child's, if lookups go to it as they are; a shim that changes them changes this too, or has none."""
+        if type(self).lookup is not Shim.lookup:
+            return None
+        return await self.child.subscribe(listener, interval_s)
+
+    async def lifetimes(self, keys: Sequence[Key]) -> Sequence[float | None]:
+        """The child's, if lookups go to it as they are."""
+        if type(self).lookup is not Shim.lookup:
+            return await super().lifetimes(keys)
+        return await self.child.lifetimes(keys)
 
     async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:
         """The child's."""

@@ -15,6 +15,7 @@ from aiodatastore.adapters.base import (
     Adapter,
     AggregateResult,
     Aggregation,
+    ChangeListener,
     Commit,
     Lookup,
     Outcome,
@@ -55,10 +56,12 @@ from aiodatastore.rowstore import (
     Capability,
     RowBatch,
     RowCommit,
+    RowListener,
     RowPut,
     RowStore,
     Space,
     StaleFenceError,
+    Subscription,
 )
 from aiodatastore.serializers import Serializer
 
@@ -273,6 +276,16 @@ class EngineAdapter(Engine, Adapter):
         }
         return len(numbers - self.catalog.maintained_numbers) if numbers else 0
 
+    async def subscribe(self, listener: ChangeListener, interval_s: float) -> Subscription | None:
+        """The store's messages, if it sends some."""
+        return await self.store.subscribe(_Decoding(listener), interval_s)
+
+    async def lifetimes(self, keys: Sequence[Key]) -> Sequence[float | None]:
+        """As the store says."""
+        if Capability.TTL not in self.store.capabilities:
+            return [None] * len(keys)
+        return await self.store.lifetimes([key._encoded or encode_key(key) for key in keys])
+
     @staticmethod
     def _sequence(key: Key) -> bytes:
         return encode_partition(key.project, key.namespace) + encode_text(key.kind)
@@ -342,3 +355,19 @@ class EngineAdapter(Engine, Adapter):
         """Count everything."""
         await self.refresh(force=True)
         return await store_stats(self)
+
+
+class _Decoding(RowListener):
+    """Tells of entities what it is told of rows."""
+
+    def __init__(self, listener: ChangeListener) -> None:
+        self._listener = listener
+
+    def changed(self, keys: Sequence[bytes], version: int) -> None:
+        self._listener.changed([decode_key(key) for key in keys if key < SYSTEM], version)
+
+    def confirmed(self, at: float, version: int) -> None:
+        self._listener.confirmed(at, version)
+
+    def gap(self) -> None:
+        self._listener.gap()
