@@ -176,6 +176,7 @@ class IndexTests(StoreTests):
     async def test_damaged_entities_are_named(self, connect: Connect, side_door: SideDoor) -> None:
         """Not taken for data; the others can be read."""
         async with connect() as ds:
+            self.needs(ds, Capability.CURRENT_READS)
             await ds.put(numbered("K", 3))
             side_door.damage_payload(side_door.entity_keys()[1])
             with pytest.raises(CorruptDataError):
