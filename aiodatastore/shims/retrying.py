@@ -1,0 +1,154 @@
+"""What failed for reasons that pass is tried again, where that can do no harm."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar, cast
+
+import anyio
+
+from aiodatastore.adapters.base import Adapter, Commit, Delete, Outcome, Put
+from aiodatastore.adapters.registry import parse_float, parse_int
+from aiodatastore.entity import Entity
+from aiodatastore.errors import BadArgumentError, StoreClosedError, StoreFullError, StoreReadOnlyError, UnavailableError
+from aiodatastore.key import Key
+from aiodatastore.rowstore import EXISTS
+from aiodatastore.shims.around import READS, Around, Call, number, whole_number
+
+__all__ = ["Retrying"]
+
+T = TypeVar("T")
+
+_HARMLESS: Final = frozenset(
+    # Ids that nobody was told of are lost, and there are enough; an index is made and built once, however often asked.
+    {
+        *READS,
+        "open",
+        "allocate_ids",
+        "prepared",
+        "indexes",
+        "create_index",
+        "build_index",
+        "check",
+        "stats",
+        "partitions",
+    }
+)
+_LASTING: Final = (StoreClosedError, StoreReadOnlyError, StoreFullError)
+
+
+class Retrying(Around):
+    """Reads, and commits that certainly wrote nothing, are tried again while the store is away.
+
+    >>> import asyncio
+    >>> from aiodatastore import Datastore, Key
+    >>> from aiodatastore.adapters.registry import adapter_from_url
+    >>> from aiodatastore.shims.failing import Failing
+    >>> async def main():
+    ...     failing = Failing(adapter_from_url("memory://"), rate=0.5, seed=7)
+    ...     async with Datastore(Retrying(failing, attempts=20, base_s=0.001)) as ds:
+    ...         return [await ds.get(Key("Person", name)) for name in ("ada", "bob", "eve")]
+    >>> asyncio.run(main())
+    [None, None, None]
+
+    It is for ``UnavailableError``, but not for stores that are closed, full or read-only: that does not pass by itself.
+    There are up to ``attempts`` tries; before the n-th new one it waits a random time between 0 and
+    ``base_s * 2**(n-1)`` seconds, at most ``max_s`` (full jitter). The last error is raised as it is.
+
+    A commit is tried again if its error says that nothing was written
+    (:attr:`~aiodatastore.errors.UnavailableError.nothing_written`). What may have taken effect is never repeated
+    blindly: only commits that can't take effect twice, as they demand the version that an entity they write has had. If
+    such a repeat succeeds, the first try had not taken effect; if it meets a conflict, that may be with its own first
+    try, and the first error is raised, as nobody can tell. Transactions that change what they have read are such
+    commits; an unconditional put is not, nor is an insert, as what was inserted may have been deleted since, nor is
+    what ``prepare``, ``resolve``, ``reserve_ids`` or ``delete_index`` changes.
+
+    PostgreSQL and Redis stores wait for a lost server themselves (``retry_s``), and know their own commits again.
+
+    :raises BadArgumentError: fewer than 1 attempt, a time that is negative, or ``max_s`` less than ``base_s``
+    """
+
+    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        "attempts": parse_int,
+        "base_s": parse_float,
+        "max_s": parse_float,
+    }
+
+    def __init__(
+        self,
+        child: Adapter,
+        attempts: int = 5,
+        *,
+        base_s: float = 0.05,
+        max_s: float = 2.0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(child)
+        self._attempts = whole_number("attempts", attempts)
+        self._base_s = number("base_s", base_s)
+        self._max_s = number("max_s", max_s)
+        if self._max_s < self._base_s:
+            raise BadArgumentError(f"max_s: expected at least base_s ({base_s!r}), got {max_s!r}")
+        self._random = random.Random(seed)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Attempts and pauses."""
+        return {"attempts": self._attempts, "base_s": self._base_s, "max_s": self._max_s}
+
+    def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
+        """What the child has at hand; if it can't say, :meth:`lookup` tries again."""
+        try:
+            return self.child.lookup_now(keys)
+        except UnavailableError as exc:
+            if isinstance(exc, _LASTING):
+                raise
+            return None
+
+    async def around(self, call: Call, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it until it succeeds, as often as is allowed and harmless."""
+        doubt: UnavailableError | None = None  # of the first try that may have taken effect
+        attempt = 1
+        while True:
+            try:
+                answer = await work()
+            except UnavailableError as exc:
+                if isinstance(exc, _LASTING) or not _may_repeat(call, exc) or attempt == self._attempts:
+                    if doubt is not None:
+                        raise doubt from exc
+                    raise
+                if call.operation == "commit" and not exc.nothing_written:
+                    doubt = doubt or exc
+            else:
+                return answer if doubt is None else cast("T", _undoubted(call, cast("list[Outcome]", answer), doubt))
+            await anyio.sleep(self._random.uniform(0.0, min(self._max_s, self._base_s * 2 ** (attempt - 1))))
+            attempt += 1
+
+
+def _may_repeat(call: Call, exc: UnavailableError) -> bool:
+    if call.operation in _HARMLESS or exc.nothing_written:
+        return True
+    return call.operation == "commit" and all(map(_can_not_happen_twice, call.commits))
+
+
+def _can_not_happen_twice(commit: Commit) -> bool:
+    """Whether, once it took effect, its own checks refuse it: it changes an entity of which it checks the version.
+
+    A version never comes again. Absence does, so a put of what must not exist is not safe: it may have taken effect,
+    and been deleted by somebody since.
+    """
+    checked = [commit.checks.get(_key(write), EXISTS) > 0 for write in commit.writes]
+    return not checked or (any(checked) if commit.atomic else all(checked))
+
+
+def _key(write: Put | Delete) -> Key:
+    return write.entity.key if isinstance(write, Put) else write.key
+
+
+def _undoubted(call: Call, outcomes: Sequence[Outcome], doubt: UnavailableError) -> list[Outcome]:
+    """Outcomes of a repeat: the conflict of a commit that writes may be with its own first try."""
+    return [
+        Outcome(None, error=doubt) if commit.writes and not outcome.committed and outcome.error is None else outcome
+        for commit, outcome in zip(call.commits, outcomes, strict=True)
+    ]
