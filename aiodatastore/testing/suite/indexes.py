@@ -14,6 +14,7 @@ from aiodatastore.errors import CorruptDataError, NeedIndexError
 from aiodatastore.indexing.definitions import IndexDefinition, IndexState
 from aiodatastore.key import Key
 from aiodatastore.query import Query
+from aiodatastore.rowstore import Capability
 from aiodatastore.testing.strategies import World
 from aiodatastore.testing.suite.base import Connect, SideDoor, StoreTests, assert_same, examples, numbered, together
 from aiodatastore.testing.suite.queries import bound, clear, fill
