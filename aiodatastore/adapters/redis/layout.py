@@ -161,7 +161,8 @@ def encode_batch(batch: RowBatch, layout: Layout) -> tuple[list[bytes], list[byt
 
     fence = b"" if batch.fence is None else _check(place_of(batch.fence[0]), batch.fence[1])
     mortal = rare = False
-    for checks, spans, puts, deletes, index_puts, index_deletes, _ in batch.commits:
+    for commit in batch.commits:
+        checks, spans, puts, deletes, index_puts, index_deletes = commit[:6]
         header = [_header(len(checks), len(spans), len(puts), len(deletes), len(index_puts), len(index_deletes))]
         rest: list[bytes] = []
         if spans or index_puts or index_deletes:
