@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import pytest
 
-from aiodatastore.testing.servers import GivenServer, PostgresServer, ServerError, ValkeyServer
-from tests.engines import ENGINES, Bound, Engine, Place, PostgresSession, RedisSession
+from aiodatastore.testing.servers import GivenServer, PostgresServer, ServerError, ValkeyCluster, ValkeyServer
+from tests.engines import ENGINES, Bound, ClusterSession, Engine, Place, PostgresSession, RedisSession
 
 REQUIRED = os.environ.get("AIODATASTORE_TEST_SERVERS") == "required"
 """A run that must not pass without having tried the servers: a missing one is a failure, not a skip."""
@@ -60,6 +60,31 @@ def valkey_server() -> Iterator[ValkeyServer | GivenServer]:
         missing(exc)
     with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[ValkeyCluster | GivenServer]:
+    """A cluster, started when the first test wants it; the one that ``AIODATASTORE_TEST_CLUSTER`` names, if set.
+
+    Its nodes are patient, and it has no replicas: tests of failover start clusters of their own.
+    """
+    if given := os.environ.get("AIODATASTORE_TEST_CLUSTER"):
+        yield GivenServer(given)
+        return
+    try:
+        cluster = ValkeyCluster(replicas=0, node_timeout_ms=15000, appendonly="no")
+    except ServerError as exc:
+        missing(exc)
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster_session(valkey_cluster: ValkeyCluster | GivenServer) -> Iterator[ClusterSession]:
+    """Synchronous connections to the nodes of a cluster."""
+    session = ClusterSession(valkey_cluster.dsn)
+    yield session
+    session.close()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +30,17 @@ from aiodatastore.testing.suite import SideDoor
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["ENGINES", "Bound", "Engine", "Place", "PostgresSession", "RedisSession", "engines"]
+__all__ = [
+    "CLUSTER",
+    "ENGINES",
+    "Bound",
+    "ClusterSession",
+    "Engine",
+    "Place",
+    "PostgresSession",
+    "RedisSession",
+    "engines",
+]
 
 OWN = b"\xff"
 """What the keys of a store's own records begin with."""
@@ -285,6 +295,71 @@ def redis_place(folder: Path, session: RedisSession) -> Iterator[Place]:
             session.client.delete(*found)
 
 
+# -------------------------------------------------------------------------------------------------- cluster
+
+
+class ClusterSession:
+    """Connections of the tests' own to a cluster, synchronous."""
+
+    def __init__(self, dsn: str) -> None:
+        from redis.cluster import RedisCluster
+
+        self.dsn = dsn
+        self.client: redis.cluster.RedisCluster = RedisCluster.from_url(dsn.partition(",")[0].replace("+cluster", ""))
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class ClusterDoor(SideDoor):
+    """The side doors of all shards."""
+
+    def __init__(self, client: Any, tags: list[str]) -> None:
+        self.doors = [RedisDoor(client, tag) for tag in tags]
+
+    def entity_keys(self) -> list[bytes]:
+        return sorted(key for door in self.doors for key in door.entity_keys() if _LAYOUT not in key)
+
+    def index_row_count(self) -> int:
+        return sum(_LAYOUT not in row for door in self.doors for row in door._members(b"i"))
+
+    def drop_index_row(self) -> None:
+        next(door for door in self.doors if len(door._members(b"i")) > 1).drop_index_row()
+
+    def damage_payload(self, key: bytes) -> None:
+        next(door for door in self.doors if key in door.entity_keys()).damage_payload(key)
+
+
+class ClusterPlace(Place):
+    def row_store(self) -> RowStore:
+        adapter = adapter_from_url(self.url, **self.options).children[0]
+        assert isinstance(adapter, EngineAdapter)
+        return adapter.store
+
+
+_LAYOUT = b"__collections__"
+"""Of each shard's record of the collection."""
+
+
+@contextmanager
+def cluster_place(folder: Path, session: ClusterSession, *, shards: int = 4) -> Iterator[Place]:
+    from aiodatastore.adapters.redis.cluster import hash_tags
+
+    prefix = fresh_name()
+    door = ClusterDoor(session.client, hash_tags(prefix, shards))
+    try:
+        yield ClusterPlace(f"{session.dsn}?prefix={prefix}&shards={shards}", door)
+    finally:
+        for name in list(session.client.scan_iter(match=f"*{prefix}*", count=1000)):
+            session.client.delete(name)
+
+
+@contextmanager
+def slot_place(folder: Path, session: ClusterSession) -> Iterator[Place]:
+    with cluster_place(folder, session, shards=1) as place:
+        yield place
+
+
 # --------------------------------------------------------------------------------------------------- choice
 
 BOTH_LOOPS = ("asyncio", "trio")
@@ -299,7 +374,13 @@ _ALL = (
 _CHOSEN = os.environ.get("AIODATASTORE_TEST_ENGINES", "")
 ENGINES = {engine.name: engine for engine in _ALL if not _CHOSEN or engine.name in _CHOSEN.split(",")}
 """All, or those that ``AIODATASTORE_TEST_ENGINES=memory,postgres`` names."""
-VARIANTS = {"sqlite-threads": Engine("sqlite-threads", sqlite_threads_place, loops=BOTH_LOOPS)}
+VARIANTS = {
+    "sqlite-threads": Engine("sqlite-threads", sqlite_threads_place, loops=BOTH_LOOPS),
+}
+CLUSTER = Engine("cluster", cluster_place, session="cluster_session", server=True, asks_rows=False)
+"""Four shards in a cluster. Not among all: what a server does is tested on one, and how shards are merged in memory."""
+if not _CHOSEN or "cluster" in _CHOSEN.split(","):
+    VARIANTS["cluster-slot"] = replace(CLUSTER, name="cluster-slot", make=slot_place)
 """Engines with settings that make a difference to row stores only."""
 
 
