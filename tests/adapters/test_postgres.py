@@ -275,6 +275,10 @@ async def test_a_pool_that_is_handed_in_stays_open(dsn: str, space: str) -> None
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         assert await pool.fetchval("SELECT 1") == 1
+        for _ in range(2000):  # the pool goes on giving back what was cancelled meanwhile; a leaked one never comes
+            if pool.get_idle_size() == pool.get_size():
+                break
+            await asyncio.sleep(0.005)
         assert pool.get_idle_size() == pool.get_size()
         async with Datastore("postgresql://", pool=pool, schema=space) as ds:
             await ds.put(Entity(Key("K", 1), {"n": 1}))
@@ -626,6 +630,26 @@ async def test_a_commit_whose_backend_is_ended_is_done_once(
     outcome = await while_locked(postgres_session, dsn, space, lambda: commit(store, puts((b"a", b"x"))), end)
     assert versions(outcome) == [1]
     assert versions(await commit(store, puts((b"b", b"x")))) == [2]
+
+
+async def test_a_read_that_is_not_answered_is_given_up(dsn: str, space: str) -> None:
+    other = await asyncpg.connect(dsn)
+    try:
+        async with opened(dsn, schema=space, command_timeout_s=0.2, retry_s=0) as store:
+            await commit(store, puts((b"a", b"x")))
+            async with other.transaction():
+                await other.execute(f'LOCK TABLE "{space}".meta IN ACCESS EXCLUSIVE MODE')
+                for read in (store.read([b"a"]), store.read([b"a", b"b"]), store.scan(ALL_KEYS, 5)):
+                    async with asyncio.timeout(5):
+                        with pytest.raises(UnavailableError):
+                            await read
+            assert (await store.read([b"a"])).records == [(1, b"x")]
+            assert not store._pool._lent  # type: ignore[union-attr]
+            await asyncio.sleep(0.3)
+            assert not store._watch._since
+            assert store._watch._timer is None
+    finally:
+        await other.close()
 
 
 async def test_a_lock_timeout_is_waited_out(dsn: str, space: str, postgres_session: PostgresSession) -> None:

@@ -15,14 +15,21 @@ Answer = TypeVar("Answer")
 
 
 class Line(Generic[Request, Answer]):
-    """Has at most one ``send`` under way. A call that finds none goes out at once and alone; those that come meanwhile
-    go together in the next, up to ``max_weight``.
+    """Has at most one request under way. A call that finds none goes out at once with ``alone``; those that come
+    meanwhile go ``together`` in the next, up to ``max_weight``.
 
     What is sent for several is nobody's own: a caller that is cancelled leaves, the others get their answers.
     """
 
-    def __init__(self, send: Callable[[list[Request]], Awaitable[Sequence[Answer]]], *, max_weight: int) -> None:
-        self._send = send
+    def __init__(
+        self,
+        alone: Callable[[Request], Awaitable[Answer]],
+        together: Callable[[list[Request]], Awaitable[Sequence[Answer]]],
+        *,
+        max_weight: int,
+    ) -> None:
+        self._alone = alone
+        self._together = together
         self._max_weight = max_weight
         self._queue: deque[tuple[Request, int, asyncio.Future[Answer]]] = deque()
         self._busy = False
@@ -40,7 +47,7 @@ class Line(Generic[Request, Answer]):
                 return await answer
             self._busy = True
             try:
-                return (await self._send([request]))[0]
+                return await self._alone(request)
             finally:
                 self._go_on()
         finally:
@@ -59,7 +66,10 @@ class Line(Generic[Request, Answer]):
 
     async def _deliver(self, batch: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
         try:
-            answers = await self._send([request for request, _ in batch])
+            if len(batch) == 1:
+                answers: Sequence[Answer] = (await self._alone(batch[0][0]),)
+            else:
+                answers = await self._together([request for request, _ in batch])
         except Exception as exc:
             for _, future in batch:
                 if not future.done():

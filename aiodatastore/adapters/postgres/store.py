@@ -26,6 +26,7 @@ from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
 from aiodatastore.adapters.postgres.statements import SESSION, Statements, statements
+from aiodatastore.adapters.postgres.watching import Watch
 from aiodatastore.errors import (
     BadArgumentError,
     DatastoreError,
@@ -198,6 +199,7 @@ class PostgresRowStore(RowStore):
         self._quoted = ""
         self._is_long = False
         self._lines: dict[ScanKind, list[ScanLine]] = {}
+        self._watch = Watch(command_timeout_s)
         self._slots: list[_Slot] = []
         self._writing = 0
         self._idle: asyncio.Event | None = None
@@ -215,6 +217,7 @@ class PostgresRowStore(RowStore):
             raise UnavailableError(f"{self.url}: asyncpg needs asyncio; this runs under another event loop") from None
         self._is_long = False
         self._lines = {}
+        self._watch = Watch(self._timeout_s)
         self._slots = []
         self._writing = 0
         self._idle = None
@@ -263,6 +266,7 @@ class PostgresRowStore(RowStore):
             await self._idle.wait()
         if self._pool is not None:
             await self._pool.aclose()
+        self._watch.stop()
         for lines in self._lines.values():
             for line in lines:
                 await line.wait_idle()
@@ -299,18 +303,18 @@ class PostgresRowStore(RowStore):
 
     async def read(self, keys: Sequence[bytes]) -> RowRead:
         if len(keys) == 1:
-            return await self._run(lambda connection: self._get(connection, keys[0]))
-        return await self._run(lambda connection: self._read(connection, keys))
+            return await self._run(lambda connection: self._get(connection, keys[0]), watched=True)
+        return await self._run(lambda connection: self._read(connection, keys), watched=True)
 
     async def _get(self, connection: Connection, key: bytes) -> RowRead:
-        version, own, payload = await connection.fetchrow(self._statements.get, key, timeout=self._timeout_s)
+        version, own, payload = await connection.fetchrow(self._statements.get, key)
         if version == _LONG_NOTED:
             raise _LongRowsError
         return RowRead([None if own is None else Record(own, payload)], version)
 
     async def _read(self, connection: Connection, keys: Sequence[bytes]) -> RowRead:
         found: list[Record | None] = [None] * (len(keys) + 1)
-        for place, version, payload in await connection.fetch(self._statements.read, keys, timeout=self._timeout_s):
+        for place, version, payload in await connection.fetch(self._statements.read, keys):
             found[place] = Record(version, payload)
         store = found.pop(0)
         assert store is not None
@@ -323,15 +327,16 @@ class PostgresRowStore(RowStore):
             raise self._refuse()
         kind = (span.space, with_entities, reverse)
         if limit > JOINED_ROWS:
-            return await self._scan(kind, span, limit)
+            return await self._scan_alone(kind, (span, limit))
         lines = self._lines.get(kind)
         if lines is None:
-            send = partial(self._scan_all, kind)
-            lines = self._lines[kind] = [Line(send, max_weight=_MAX_ROWS) for _ in range(LINES)]
+            alone, together = partial(self._scan_alone, kind), partial(self._scan_together, kind)
+            lines = self._lines[kind] = [Line(alone, together, max_weight=_MAX_ROWS) for _ in range(LINES)]
         return await min(lines, key=_load).call((span, limit), limit)
 
-    async def _scan(self, kind: ScanKind, span: Span, limit: int) -> RowScan:
+    async def _scan_alone(self, kind: ScanKind, request: tuple[Span, int]) -> RowScan:
         space, with_entities, reverse = kind
+        (_, lo, hi), limit = request
 
         async def work(connection: Connection) -> RowScan:
             texts = self._statements
@@ -339,17 +344,13 @@ class PostgresRowStore(RowStore):
                 both = texts.scan_entities if with_entities else texts.scan_keys
             else:
                 both = texts.scan_joined if with_entities else texts.scan_rows
-            rows: list[Row] = list(
-                map(tuple, await connection.fetch(both[reverse], span.lo, span.hi, limit, timeout=self._timeout_s))
-            )
+            rows: list[Row] = list(map(tuple, await connection.fetch(both[reverse], lo, hi, limit)))
             return RowScan(rows, _take_version(rows))
 
-        return await self._run(work)
+        return await self._run(work, watched=True)
 
-    async def _scan_all(self, kind: ScanKind, requests: list[tuple[Span, int]]) -> list[RowScan]:
+    async def _scan_together(self, kind: ScanKind, requests: list[tuple[Span, int]]) -> list[RowScan]:
         """Scans that came together, in one round trip."""
-        if len(requests) == 1:
-            return [await self._scan(kind, *requests[0])]
         space, with_entities, reverse = kind
         los, his = [span.lo for span, _ in requests], [span.hi for span, _ in requests]
         limits = [limit for _, limit in requests]
@@ -362,9 +363,7 @@ class PostgresRowStore(RowStore):
                 both = texts.many_joined if with_entities else texts.many_rows
             parts: list[list[Row]] = [[] for _ in requests]
             store_version = 0
-            for place, row, tail, version, payload in await connection.fetch(
-                both[reverse], los, his, limits, timeout=self._timeout_s
-            ):
+            for place, row, tail, version, payload in await connection.fetch(both[reverse], los, his, limits):
                 if place:
                     parts[place - 1].append((row, tail, version, payload))
                 else:
@@ -375,7 +374,7 @@ class PostgresRowStore(RowStore):
                 part.sort(key=_first, reverse=reverse)  # they mostly are; nothing but an ORDER BY would promise it
             return [RowScan(part, store_version) for part in parts]
 
-        return await self._run(work)
+        return await self._run(work, watched=True)
 
     async def count(self, span: Span) -> SpanCount:
         async def work(connection: Connection) -> SpanCount:
@@ -525,22 +524,33 @@ class PostgresRowStore(RowStore):
             self._is_long = True
             self._statements = statements(self._quoted, True)
 
-    async def _run(self, work: Work[T], *, writes: bool = False) -> T:
-        """``work`` on a connection, again on another one while that may help and ``retry_s`` have not passed."""
+    async def _run(self, work: Work[T], *, writes: bool = False, watched: bool = False) -> T:
+        """``work`` on a connection, again on another one while that may help and ``retry_s`` have not passed.
+
+        ``watched``: it is one statement that reads, and sets no time-out of its own.
+        """
         if self._state != "open":
             raise self._refuse()
         if self._primary is not None and time.monotonic() < self._primary_until:
-            return await self._primary._run(work)
+            return await self._primary._run(work, watched=watched)
         give_up = 0.0
         pause = 0.0
         unknown = False
+        watch = self._watch
         while True:
             pool = self._pool
             assert pool is not None
             connection = None
             try:
                 connection = await pool.take()
-                answer = await work(connection)
+                if watched:
+                    watch.begin(connection)
+                    try:
+                        answer = await work(connection)
+                    finally:
+                        watch.end(connection)
+                else:
+                    answer = await work(connection)
             except _LongRowsError:
                 assert connection is not None
                 await pool.give_back(connection)
@@ -579,7 +589,7 @@ class PostgresRowStore(RowStore):
             if left <= 0:
                 if self._primary is not None:
                     self._primary_until = now + _REPLICA_REST_S
-                    return await self._primary._run(work)
+                    return await self._primary._run(work, watched=watched)
                 raise self._unreachable(failure, writes, unknown) from failure
             if pause:
                 await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
