@@ -34,10 +34,36 @@ _OUTCOME: Final = """
     OUT start bigint, OUT check_of int[], OUT checks int[], OUT actual bigint[], OUT span_of int[]"""
 
 
+_TELL: Final = """
+CREATE FUNCTION @.tell(p_start bigint, p_version bigint, p_keys bytea[]) RETURNS void LANGUAGE plpgsql AS $function$
+-- Messages of at most 8000 bytes: the versions before and after, then keys; * where these are not told.
+DECLARE
+    keys text[] := ARRAY(SELECT translate(encode(k, 'base64'), E'\\n', '') FROM unnest(p_keys) k);
+    start bigint := p_start;
+    part text := '';
+    key text;
+BEGIN
+    IF p_keys IS NULL OR cardinality(keys) > 2000 OR octet_length(array_to_string(keys, '')) > 100000 THEN
+        keys := ARRAY['*'];
+    END IF;
+    FOREACH key IN ARRAY keys LOOP
+        IF octet_length(key) > 3000 THEN key := '*'; END IF;
+        IF octet_length(part) + octet_length(key) > 7900 THEN
+            PERFORM pg_notify('ads' || '@.meta'::regclass::oid, start || ' ' || p_version || part);
+            start := p_version;
+            part := '';
+        END IF;
+        part := part || ' ' || key;
+    END LOOP;
+    PERFORM pg_notify('ads' || '@.meta'::regclass::oid, start || ' ' || p_version || part);
+END $function$;
+"""
+
+
 def functions() -> str:
     """The statements that make them."""
     both = "".join(part for long in (False, True) for part in (_verify(long), _write(long), _intersect(long)))
-    return both + _write(False, plain=True)
+    return both + _write(False, plain=True) + _TELL
 
 
 def _conflicts(long: bool) -> str:
@@ -153,6 +179,7 @@ def _write(long: bool, *, plain: bool = False) -> str:
         EXIT WHEN last >= cardinality(p_writes);
         first := last + 1;
     END LOOP;"""
+    index_only = "" if plain else "OR p_rows <> '{}' OR p_gone <> '{}'"
     return f"""
 CREATE FUNCTION @.{name}(
     p_slot bytea, p_number bigint, p_again boolean,
@@ -161,6 +188,7 @@ CREATE FUNCTION @.{name}(
 ) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $function$
 DECLARE
     is_long boolean;
+    is_heard boolean;
     fence bigint;
     base bigint;
     first int := 1;
@@ -179,7 +207,11 @@ BEGIN
     base := start;
     {body}
     IF base > start THEN
-        UPDATE @.meta SET version = base {", long = true" if long else ""};
+        UPDATE @.meta SET version = base {", long = true" if long else ""} RETURNING heard > now() INTO is_heard;
+        IF is_heard THEN
+            PERFORM @.tell(start, base, CASE WHEN p_puts <> '{{}}' OR p_deletes <> '{{}}' {index_only} THEN
+                ARRAY(SELECT q.key FROM unnest(p_puts) q) || p_deletes END);
+        END IF;
     ELSIF NOT p_again THEN
         RETURN;  -- nothing was written, and if this is sent again, it may as well be judged again
     END IF;

@@ -21,7 +21,8 @@ _TABLES: Final = f"""
 CREATE TABLE @.meta (
     id int PRIMARY KEY CHECK (id = 0),
     version bigint NOT NULL,
-    long boolean NOT NULL
+    long boolean NOT NULL,
+    heard timestamptz  -- until when somebody may listen for what is committed
 ) WITH (fillfactor = 10);
 INSERT INTO @.meta VALUES (0, 0, false);
 
