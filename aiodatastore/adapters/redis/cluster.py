@@ -188,6 +188,8 @@ class Cluster:
 
         :raises NotSentError: if it can't be reached, or who it is is not known; nothing was executed
         """
+        if self._known is None:
+            await self.refresh(timeout_s)
         place = self._master(slot)
         asking = False
         for _ in range(_MAX_REDIRECTS):
