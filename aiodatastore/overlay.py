@@ -15,13 +15,18 @@ from typing import Any
 
 from aiodatastore.adapters.base import Aggregation, Page, ResultStream, RunOptions
 from aiodatastore.entity import Entity
+from aiodatastore.errors import UnsupportedError
 from aiodatastore.indexing.merging import CursorBounds, Distinct, Sums, without_distinct
 from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
 from aiodatastore.query import Query
+from aiodatastore.rowstore import Capability
 from aiodatastore.txn import Transaction
 
 __all__ = ["TransactionStream", "aggregate"]
+
+_TO_MERGE = frozenset({Capability.KEY_ORDER, Capability.EXACT_KEYS})
+"""What merging relies on: results in the order of their positions, each under the key that it was written with."""
 
 
 class TransactionStream:
@@ -67,6 +72,13 @@ class TransactionStream:
         if not written:
             self._source = adapter.run(self._query, self._options)
             return
+        missing = sorted(_TO_MERGE - adapter.capabilities)
+        if missing:
+            raise UnsupportedError(
+                f"{adapter.url}: without {missing[0].name} a query can't show what the transaction has written: "
+                "query before writing, or read by key",
+                capability=missing[0],
+            )
         self._merge = _Merge(self._query, written)
         self._source = adapter.run(self._merge.base, replace(self._options, positions=True))
 
