@@ -1,0 +1,123 @@
+"""A part of a store of its own: for each tenant one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
+
+from aiodatastore.adapters.base import Adapter
+from aiodatastore.errors import BadArgumentError, BadKeyError
+from aiodatastore.key import MAX_NAMESPACE_LENGTH, Key, check_namespace
+from aiodatastore.shims.key_transform import KeyTransform, Partition
+
+__all__ = ["Namespaced"]
+
+_MAX_KNOWN: Final = 10_000
+
+
+class Namespaced(KeyTransform):
+    """A tenant's own part of a store: nothing outside of ``namespace`` is seen, found, counted or written.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     acme, beta = Datastore(Namespaced(memory, "acme")), Datastore(Namespaced(memory, "beta"))
+    ...     async with acme:
+    ...         await acme.put([Entity(Key("Task", 1)), Entity(Key("Task", 2, namespace="archive"))])
+    ...     async with beta:
+    ...         theirs = await beta.get(Key("Task", 1))
+    ...     return theirs, await memory.partitions()
+    >>> asyncio.run(main())
+    (None, [('', 'acme'), ('', 'acme.archive')])
+
+    The application inside has namespaces of its own: its default one is ``acme`` in the store, its ``archive`` is
+    ``acme.archive``. Two tenants never meet: a dot in ``namespace`` is stored as two, and an inner namespace that
+    begins with a dot or hyphen gets a hyphen before it (``.x`` of ``acme`` is ``acme.-.x``). Both together have at most
+    100 characters: a key whose namespace would be longer can't be put (``BadKeyError``), and none is found. Projects
+    are passed through; each has its tenants.
+
+    What a tenant can see of others: versions and the numbers of indexes are counted for the whole store. ``check``
+    reads the whole store and says only how many disagreements it found. The rest of
+    :class:`~aiodatastore.shims.key_transform.KeyTransform` holds: order is kept, keys in property values stay as the
+    tenant wrote them.
+
+    :raises BadArgumentError: if ``namespace`` is empty or none, or so long that no inner one fits
+    """
+
+    checked = False
+    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"namespace": str}
+
+    def __init__(self, child: Adapter, namespace: str) -> None:
+        if not check_namespace(namespace):
+            raise BadArgumentError("Namespaced needs the name of a namespace, got an empty one")
+        self.namespace = namespace
+        self._home = namespace.replace(".", "..")
+        if len(self._home) > MAX_NAMESPACE_LENGTH:
+            raise BadArgumentError(
+                f"namespace {namespace!r} is stored as {self._home!r}: at most {MAX_NAMESPACE_LENGTH} characters"
+            )
+        self._within: dict[str, str] = {"": self._home}
+        self._without: dict[str, str | None] = {self._home: ""}
+        super().__init__(
+            child,
+            encode=self._enclosed,
+            decode=self._freed,
+            partitions=(self._enclosed_partition, self._freed_partition),
+            keeps_order=True,
+        )
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The namespace."""
+        return {"namespace": self.namespace}
+
+    def _enclosed(self, key: Key) -> Key:
+        within = self._within.get(key._namespace)
+        return Key._make(key._project, within or self._found_within(key._namespace), key._pairs)
+
+    def _freed(self, key: Key) -> Key:
+        free = self._without.get(key._namespace)
+        if free is None:
+            free = self._found_without(key._namespace)
+            if free is None:
+                raise BadKeyError(f"{key!r} is not in namespace {self.namespace!r}")
+        return Key._make(key._project, free, key._pairs)
+
+    def _enclosed_partition(self, partition: Partition) -> Partition:
+        project, namespace = partition
+        return project, self._within.get(namespace) or self._found_within(namespace)
+
+    def _freed_partition(self, partition: Partition) -> Partition | None:
+        project, namespace = partition
+        free = self._found_without(namespace)
+        return None if free is None else (project, free)
+
+    def _found_within(self, namespace: str) -> str:
+        # Order is kept: "-" < "." < what else a namespace may begin with.
+        found = f"{self._home}.{'-' if namespace[0] in '.-' else ''}{namespace}" if namespace else self._home
+        if len(found) > MAX_NAMESPACE_LENGTH:
+            raise BadKeyError(
+                f"namespace {namespace!r} of {self.namespace!r} would be stored as {found!r}: at most"
+                f" {MAX_NAMESPACE_LENGTH} characters"
+            )
+        if len(self._within) > _MAX_KNOWN:
+            self._within.clear()
+            self._without.clear()
+        self._within[namespace] = found
+        self._without[found] = namespace
+        return found
+
+    def _found_without(self, namespace: str) -> str | None:
+        """The namespace inside, or None if it is another's."""
+        if namespace == self._home:
+            return ""
+        if not namespace.startswith(f"{self._home}."):
+            return None
+        inner = namespace[len(self._home) + 1 :]
+        if not inner or inner[0] == ".":
+            return None  # of a tenant whose name goes on with a dot
+        return inner[1:] if inner[0] == "-" else inner
+
+    async def check(self) -> list[str]:
+        """The number of disagreements in the whole store: their texts would name others' keys."""
+        found = await self.child.check()
+        return [f"{len(found)} disagreements in the store: its own check tells which"] if found else []
