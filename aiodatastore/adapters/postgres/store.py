@@ -10,6 +10,7 @@ import ssl as ssl_module
 import struct
 import time
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
@@ -23,6 +24,7 @@ from aiodatastore.adapters.postgres import errors
 from aiodatastore.adapters.postgres.batches import check_arguments, has_long, outcomes, write_arguments, writes
 from aiodatastore.adapters.postgres.joining import Line
 from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
+from aiodatastore.adapters.postgres.notices import Notices
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
 from aiodatastore.adapters.postgres.statements import SESSION, Statements, statements
@@ -40,6 +42,7 @@ from aiodatastore.rowstore import (
     Row,
     RowBatch,
     RowIntersection,
+    RowListener,
     RowOutcome,
     RowRead,
     RowScan,
@@ -48,6 +51,7 @@ from aiodatastore.rowstore import (
     Span,
     SpanCount,
     SpanTally,
+    Subscription,
 )
 
 __all__ = ["PostgresRowStore"]
@@ -161,6 +165,7 @@ class PostgresRowStore(RowStore):
         self._retry_s = retry_s
         self._timeout_s = command_timeout_s
         self._read_only = read_only
+        self._pooled = pooler != "none"
         self._connect_options: dict[str, Any] = {
             "timeout": min(connect_timeout_s, retry_s or connect_timeout_s),
             "statement_cache_size": statement_cache_size,
@@ -203,6 +208,7 @@ class PostgresRowStore(RowStore):
         self._slots: list[_Slot] = []
         self._writing = 0
         self._idle: asyncio.Event | None = None
+        self._notices: weakref.WeakSet[Notices] = weakref.WeakSet()
         self.url = shown_url(dsn, schema)
 
     def __repr__(self) -> str:
@@ -285,6 +291,8 @@ class PostgresRowStore(RowStore):
     def _leave_to_parent(self) -> None:
         """In a forked child: using or closing these connections would harm the parent's."""
         self._state = "forked"
+        for notices in self._notices:
+            notices.abandon()
         if self._pool is not None:
             self._pool.abandon()
 
@@ -298,6 +306,24 @@ class PostgresRowStore(RowStore):
 
     def replica(self) -> RowStore | None:
         return self._replica
+
+    async def subscribe(self, listener: RowListener, interval_s: float) -> Subscription | None:
+        """By LISTEN, on a connection of its own; None with ``pool``, ``pooler`` or ``read_only``, where that can't be, and
+        for roles that may not write."""
+        if self._given is not None or self._read_only or self._pooled:
+            return None
+        connect = partial(asyncpg.connect, self._dsn, **self._connect_options)
+        notices = Notices(connect, self._quoted, listener, interval_s, self._timeout_s)
+
+        async def start(_: Connection) -> Notices | None:
+            try:
+                await notices.start()
+            except asyncpg.InsufficientPrivilegeError:
+                return None
+            self._notices.add(notices)
+            return notices
+
+        return await self._run(start)
 
     # ----------------------------------------------------------------------------------------- reads
 
