@@ -77,6 +77,7 @@ class EntityTests(StoreTests):
     @examples(60, batch=st.lists(strategies.entities(), min_size=1, max_size=4, unique_by=lambda entity: entity.key))
     async def test_random_entities_come_back(self, ds: Datastore, batch: list[Entity]) -> None:
         """Entities of any shape under any key."""
+        self.needs(ds, Capability.EXACT_KEYS)
         before = [entity.copy() for entity in batch]
         await ds.put(batch)
         found = await ds.get([entity.key for entity in batch])
@@ -103,6 +104,7 @@ class EntityTests(StoreTests):
 
     async def test_property_names_that_look_alike(self, ds: Datastore) -> None:
         """All of them in one entity."""
+        self.needs(ds, Capability.QUERIES)
         names = [name for name in strategies.LOOK_ALIKE_NAMES if len(name.encode()) <= 1500]
         entity = Entity(Key("V", 1), {name: place for place, name in enumerate(names)})
         await ds.put(entity)
@@ -112,6 +114,7 @@ class EntityTests(StoreTests):
 
     async def test_keys_that_look_alike_are_different_entities(self, ds: Datastore) -> None:
         """As kinds, as names, as parents, across namespaces; deleting one leaves the others."""
+        self.needs(ds, Capability.EXACT_KEYS)
         keys = [Key("K", name) for name in strategies.LOOK_ALIKE_NAMES]
         keys += [Key(name, 1) for name in strategies.LOOK_ALIKE_NAMES if len(name.encode()) <= 1500]
         keys += [Key("P", name, "K", 1) for name in strategies.LOOK_ALIKE_NAMES]
@@ -172,10 +175,11 @@ class EntityTests(StoreTests):
         found = await ds.get(list(reversed(keys)))
         assert [entity["n"] for entity in found if entity] == list(range(2500, 0, -1))
         await ds.delete(keys)
-        assert await ds.query("K").count() == 0
+        assert set(await ds.get(keys)) == {None}
 
     async def test_put_replaces_the_whole_entity(self, ds: Datastore) -> None:
         """Nothing of the first remains, in indexes either."""
+        self.needs(ds, Capability.QUERIES)
         key = Key("K", 1)
         await ds.put(Entity(key, {"a": 1, "b": [1, 2]}))
         await ds.put(Entity(key, {"b": [2, 3]}, unindexed=[]))
@@ -201,9 +205,10 @@ class EntityTests(StoreTests):
         first["x"].append(3)
         first["d"]["e"].append(3)
         assert second == await ds.get(entity.key) == Entity(entity.key, {"x": [1], "d": {"e": [1]}})
-        (queried,) = await ds.query("K").fetch()
-        queried["x"].append(4)
-        assert (await _get(ds, entity.key))["x"] == [1]
+        if Capability.QUERIES in ds.capabilities:
+            (queried,) = await ds.query("K").fetch()
+            queried["x"].append(4)
+            assert (await _get(ds, entity.key))["x"] == [1]
 
     # ----------------------------------------------------------------------------------- versions
 
@@ -219,7 +224,7 @@ class EntityTests(StoreTests):
         assert entity.version > first
         stranger = Entity(Key("Other", 1))
         await ds.put(stranger)
-        assert stranger.version > entity.version
+        assert stranger.version > (entity.version if Capability.ONE_CLOCK in ds.capabilities else 0)
 
     async def test_put_if_version(self, ds: Datastore) -> None:
         """Writes only over the version given; 0 is absence."""
@@ -250,19 +255,21 @@ class EntityTests(StoreTests):
         """Fails, whole, where one exists."""
         entity = Entity(Key("K", 1), {"x": 1})
         assert await ds.insert(entity) == entity.key
+        child = entity.key.child("K", 2)  # in one list with its parent: of one entity group
         with pytest.raises(EntityExistsError) as caught:
-            await ds.insert([Entity(Key("K", 2)), Entity(Key("K", 1), {"x": 2})])
+            await ds.insert([Entity(child), Entity(Key("K", 1), {"x": 2})])
         assert caught.value.key == entity.key
-        assert await ds.get([Key("K", 1), Key("K", 2)]) == [entity, None]
+        assert await ds.get([Key("K", 1), child]) == [entity, None]
 
     async def test_update(self, ds: Datastore) -> None:
         """Fails, whole, where one is missing."""
         await ds.put(Entity(Key("K", 1), {"x": 1}))
         await ds.update(Entity(Key("K", 1), {"x": 2}))
+        child = Key("K", 1, "K", 2)
         with pytest.raises(EntityNotFoundError) as caught:
-            await ds.update([Entity(Key("K", 1), {"x": 3}), Entity(Key("K", 2))])
-        assert caught.value.key == Key("K", 2)
-        assert await ds.get([Key("K", 1), Key("K", 2)]) == [Entity(Key("K", 1), {"x": 2}), None]
+            await ds.update([Entity(Key("K", 1), {"x": 3}), Entity(child)])
+        assert caught.value.key == child
+        assert await ds.get([Key("K", 1), child]) == [Entity(Key("K", 1), {"x": 2}), None]
 
     async def test_get_or_insert(self, ds: Datastore) -> None:
         """The first one's properties stay."""
@@ -311,7 +318,7 @@ class EntityTests(StoreTests):
         keys = await ds.put([Entity(Key("K"), {"by": "machine"}) for _ in range(60)])
         assert not {entity.key for entity in explicit} & set(keys)
         assert all(entity and entity["by"] == "hand" for entity in await ds.get([e.key for e in explicit]))
-        assert await ds.query("K").count() == 99
+        assert len(set(keys)) == 60
 
     async def test_side_by_side_ids_are_all_different(self, ds: Datastore) -> None:
         """Among tasks."""
@@ -321,7 +328,7 @@ class EntityTests(StoreTests):
 
         keys = await gather([one] * 100)
         assert len(set(keys)) == 100
-        assert await ds.query("K").count() == 100
+        assert None not in await ds.get([key for key in keys if isinstance(key, Key)])
 
     # --------------------------------------------------------------------------------- refusals
 
@@ -371,7 +378,8 @@ class EntityTests(StoreTests):
         await ds.put(Entity(Key("K", 1), {"many": many, "few": 1}, unindexed=["many"]))
         assert len((await _get(ds, Key("K", 1)))["many"]) == 20_001
         await ds.put(Entity(Key("K", 2), {"many": many[:19_000]}))
-        assert await ds.query("K").filter("many", "=", 18_999).keys() == [Key("K", 2)]
+        if Capability.QUERIES in ds.capabilities:
+            assert await ds.query("K").filter("many", "=", 18_999).keys() == [Key("K", 2)]
 
     async def test_a_closed_datastore_says_so(self, connect: Connect) -> None:
         """Before open and after close."""
@@ -397,13 +405,15 @@ class EntityTests(StoreTests):
         await ds.aclose()
         async with connect() as again:
             assert_same(entities, await again.get([entity.key for entity in entities]))
-            assert await again.query("K").filter("tags", "=", "b").count() == 30
+            if Capability.QUERIES in ds.capabilities:
+                assert await again.query("K").filter("tags", "=", "b").count() == 30
             assert await again.put(Entity(Key("K"))) != key
             assert await again.check() == []
         await ds.open()
 
     async def test_a_second_connection_sees_the_same(self, ds: Datastore, other: Datastore) -> None:
         """At once, in both directions; versions and ids do not collide."""
+        self.needs(ds, Capability.CURRENT_READS)
         one, two = Entity(Key("K", 1), {"x": 1}), Entity(Key("K", 1), {"x": 2})
         await ds.put(one)
         assert_same(one, await other.get(one.key))

@@ -33,6 +33,12 @@ DEFINITIONS = (
 class IndexTests(StoreTests):
     """Indexes change how fast an answer comes, never the answer."""
 
+    @pytest.fixture(autouse=True)
+    def promised_queries(self, connect: Connect) -> None:
+        """Skips all of it on a store that answers no queries."""
+        if Capability.QUERIES not in connect().capabilities:
+            pytest.skip("the adapter does not promise QUERIES")
+
     @examples(
         40,
         entities=st.lists(WORLD.entities(), max_size=12),
@@ -49,6 +55,7 @@ class IndexTests(StoreTests):
         queries: list[Query],
     ) -> None:
         """Built over existing data, maintained by later writes, deleted again."""
+        self.needs(ds, Capability.KEY_ORDER)
         await clear(ds)
         for info in await ds.indexes():
             await ds.delete_index(info.definition)

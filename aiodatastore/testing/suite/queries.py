@@ -24,6 +24,7 @@ from aiodatastore.errors import (
 )
 from aiodatastore.key import Key
 from aiodatastore.query import And, Filter, Or, PropertyFilter, Query
+from aiodatastore.rowstore import Capability
 from aiodatastore.testing.model import Model, indexed_values
 from aiodatastore.testing.strategies import LOOK_ALIKE_NAMES, LOOK_ALIKES, World
 from aiodatastore.testing.suite.base import Connect, StoreTests, assert_same, examples, numbered
@@ -54,6 +55,12 @@ async def fill(ds: Datastore, entities: Iterable[Entity]) -> Model:
 class QueryTests(StoreTests):
     """Filters, orders, projections, cursors, aggregates."""
 
+    @pytest.fixture(autouse=True)
+    def promised_queries(self, connect: Connect) -> None:
+        """Skips all of it on a store that answers no queries."""
+        if Capability.QUERIES not in connect().capabilities:
+            pytest.skip("the adapter does not promise QUERIES")
+
     # ------------------------------------------------------------------------- against the model
 
     @examples(
@@ -66,6 +73,7 @@ class QueryTests(StoreTests):
         self, ds: Datastore, entities: list[Entity], queries: list[Query], page_size: int | None
     ) -> None:
         """Results, their order and number, whatever is read at once."""
+        self.needs(ds, Capability.KEY_ORDER)
         await clear(ds)
         model = await fill(ds, entities)
         for query in queries:
@@ -90,6 +98,7 @@ class QueryTests(StoreTests):
         page_size: int | None,
     ) -> None:
         """As the model with these writes on top; outside nothing of them is seen."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.KEY_ORDER, Capability.EXACT_KEYS)
         await clear(ds)
         model = await fill(ds, entities)
         before = model.copy()
@@ -117,6 +126,7 @@ class QueryTests(StoreTests):
         self, ds: Datastore, entities: list[Entity], query: Query, size: int
     ) -> None:
         """Each page from the cursor of the one before, through its text form."""
+        self.needs(ds, Capability.KEY_ORDER)
         await clear(ds)
         model = await fill(ds, entities)
         results: list[Any] = []
@@ -151,6 +161,7 @@ class QueryTests(StoreTests):
         deleted: list[int],
     ) -> None:
         """A cursor is a position: what is put behind it appears, what is before it does not, deleted or not."""
+        self.needs(ds, Capability.KEY_ORDER)
         await clear(ds)
         model = await fill(ds, entities)
         rows = model.run(query)
@@ -182,6 +193,7 @@ class QueryTests(StoreTests):
         self, ds: Datastore, entities: list[Entity], query: Query, place: int
     ) -> None:
         """The last first; from a cursor, what came before it."""
+        self.needs(ds, Capability.KEY_ORDER)
         single = [_without_lists(entity) for entity in entities]  # they position entities otherwise when orders turn
         await clear(ds)
         model = await fill(ds, single)
@@ -268,6 +280,7 @@ class QueryTests(StoreTests):
 
     async def test_ancestors_that_look_alike_are_different(self, ds: Datastore) -> None:
         """``/a`` is no ancestor of ``/ab``; an ancestor need not exist; it includes itself."""
+        self.needs(ds, Capability.EXACT_KEYS)
         roots = [Key("R", name) for name in LOOK_ALIKE_NAMES] + [Key("R", 1), Key("R", 10), Key("R", 256)]
         children = [root.child("C", 1) for root in roots]
         grandchildren = [child.child("R", "a") for child in children]
@@ -316,6 +329,7 @@ class QueryTests(StoreTests):
 
     async def test_nested_conditions(self, ds: Datastore) -> None:
         """And in Or in And, several inequalities, in and not in, together."""
+        self.needs(ds, Capability.KEY_ORDER)
         model = await fill(
             ds,
             [

@@ -24,12 +24,14 @@ from aiodatastore.errors import (
     TransactionStateError,
 )
 from aiodatastore.key import Key
+from aiodatastore.rowstore import Capability
 from aiodatastore.testing.suite.base import StoreTests, assert_same, gather, numbered
 from aiodatastore.txn import Propagation, Transaction
 
 __all__ = ["TransactionTests"]
 
-A, B, C = Key("K", "a"), Key("K", "b"), Key("K", "c")
+A, B, C = (Key("Group", 1, "K", name) for name in "abc")
+"""Of one entity group: transactions of these work on every shard."""
 
 
 class UserError(Exception):
@@ -134,6 +136,7 @@ class TransactionTests(StoreTests):
 
     async def test_own_writes_show_in_gets_and_queries(self, ds: Datastore) -> None:
         """Puts, deletions, changed and new places in the order; in every way of reading."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.KEY_ORDER, Capability.EXACT_KEYS, Capability.QUERIES)
         await ds.put(numbered("K", 10, even=False))
         async with ds.transaction():
             await ds.delete(Key("K", 3))
@@ -196,6 +199,9 @@ class TransactionTests(StoreTests):
     @pytest.mark.parametrize("look", ["fetch", "keys", "count", "first", "projection", "sum", "ancestor", "in"])
     async def test_no_phantoms(self, ds: Datastore, look: str) -> None:
         """What a query would find now is checked, in every way of asking."""
+        self.needs(ds, Capability.QUERIES)
+        if look != "ancestor":
+            self.needs(ds, Capability.GLOBAL_TRANSACTIONS)
         await ds.put([x(Key("P", 1, "K", n), n) for n in range(1, 4)])
 
         async def ask(txn: Any) -> object:
@@ -221,7 +227,7 @@ class TransactionTests(StoreTests):
         for write in ("put", "delete", "change"):
             txn = ds.begin()
             await ask(txn)
-            await txn.put(x(Key("Seen", look), 1))
+            await txn.put(x(Key("P", 1, "Seen", look), 1))
             if write == "put":
                 await ds.put(x(Key("P", 1, "K", 9), 9))
             elif write == "delete":
@@ -231,10 +237,11 @@ class TransactionTests(StoreTests):
                 await ds.put(x(Key("P", 1, "K", 2), 0))
             with pytest.raises(TransactionFailedError):
                 await txn.commit()
-        assert await ds.get(Key("Seen", look)) is None
+        assert await ds.get(Key("P", 1, "Seen", look)) is None
 
     async def test_an_empty_result_is_checked(self, ds: Datastore) -> None:
         """Twice nothing is not a licence to insert twice."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.QUERIES)
         one, two = ds.begin(), ds.begin()
         for number, txn in enumerate((one, two)):
             assert await txn.query("K").filter("x", "=", 7).fetch() == []
@@ -246,6 +253,7 @@ class TransactionTests(StoreTests):
 
     async def test_what_was_not_looked_at_does_not_conflict(self, ds: Datastore) -> None:
         """Other entities of the group, other spans of the index, blind writes."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.QUERIES)
         await ds.put([x(A, 1), x(B, 1)])
         txn = ds.begin()
         await txn.get(A)
@@ -276,6 +284,7 @@ class TransactionTests(StoreTests):
 
     async def test_read_only_transactions_see_one_moment(self, ds: Datastore) -> None:
         """And refuse to write."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.QUERIES)
         await ds.put([x(A, 1), x(B, 1)])
         async with ds.transaction(read_only=True):
             assert (await value(ds, A), await ds.query("K").count()) == (1, 2)
@@ -377,6 +386,7 @@ class TransactionTests(StoreTests):
 
     async def test_conflicts_between_connections(self, ds: Datastore, other: Datastore) -> None:
         """Serializable across them: entities, absence, queries."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.QUERIES)
         await ds.put(x(A, 1))
         txn = ds.begin()
         await txn.get(A)
@@ -512,6 +522,7 @@ class TransactionTests(StoreTests):
 
     async def test_child_tasks_take_part(self, ds: Datastore) -> None:
         """Those of a task group started inside."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.KEY_ORDER, Capability.EXACT_KEYS, Capability.QUERIES)
         async with ds.transaction():
             async with anyio.create_task_group() as group:
                 for number in range(5):
@@ -587,6 +598,7 @@ class TransactionTests(StoreTests):
 
     async def test_auditors_never_see_money_in_flight(self, ds: Datastore) -> None:
         """Transfers between accounts beside readers of all of them, by gets and by a query."""
+        self.needs(ds, Capability.GLOBAL_TRANSACTIONS, Capability.QUERIES)
         accounts = [Key("Account", n) for n in range(1, 6)]
         await ds.put([x(key, 100) for key in accounts])
         sums: list[int] = []
