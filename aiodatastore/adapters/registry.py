@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiodatastore.adapters.base import Adapter
     from aiodatastore.adapters.engine import EngineAdapter
     from aiodatastore.rowstore import RowStore
+    from aiodatastore.serializers import Serializer
 
 __all__ = [
     "UnknownOptionError",
@@ -31,6 +32,7 @@ __all__ = [
     "parse_bool",
     "parse_float",
     "parse_int",
+    "parse_serializer",
     "refuse_location",
     "split_url",
 ]
@@ -161,10 +163,23 @@ def parse_float(text: str) -> float:
     return float(text)
 
 
+def parse_serializer(text: str) -> Serializer:
+    """``msgpack``, ``json``, ``pretty``, ``compact``, each also with ``+zstd``.
+
+    :raises ValueError: if it is something else
+    """
+    from aiodatastore.serializers import serializer_named  # not for those that name none
+
+    try:
+        return serializer_named(text)
+    except BadArgumentError as exc:
+        raise ValueError(str(exc)) from exc
+
+
 _ENGINE: Final[Mapping[str, Callable[[str], Any] | None]] = {
     "require_indexes": parse_bool,
     "sort_budget": parse_int,
-    "serializer": None,  # an object: not to be written in a URL
+    "serializer": parse_serializer,
 }
 
 

@@ -31,7 +31,7 @@ from aiodatastore import Blob, Datastore, Entity, GeoPoint, Key, Text
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.file import FileRowStore, applier, disk
 from aiodatastore.adapters.file import store as module
-from aiodatastore.adapters.file.documents import JSONSerializer, MixedSerializer
+from aiodatastore.adapters.file.documents import JSONDocuments, MixedSerializer
 from aiodatastore.adapters.file.journal import read_journal
 from aiodatastore.adapters.file.paths import (
     MAX_PATH,
@@ -397,7 +397,7 @@ def test_a_document_is_made_for_people_and_diff() -> None:
         },
         unindexed=["population"],
     )
-    text = JSONSerializer().dumps(entity).decode()
+    text = JSONDocuments().dumps(entity).decode()
     assert text == textwrap.dedent(
         """\
         {
@@ -434,7 +434,7 @@ def test_a_document_is_made_for_people_and_diff() -> None:
         }
         """
     )
-    assert JSONSerializer(pretty=False).dumps(entity) == json.dumps(json.loads(text), separators=(",", ":")).encode()
+    assert JSONDocuments(pretty=False).dumps(entity) == json.dumps(json.loads(text), separators=(",", ":")).encode()
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_a_document_is_made_for_people_and_diff() -> None:
     ],
 )
 def test_what_is_wrong_with_a_document_is_told_with_its_line(text: str, told: str) -> None:
-    documents = JSONSerializer()
+    documents = JSONDocuments()
 
     def look() -> None:
         documents.key_of(text.encode())
@@ -833,7 +833,7 @@ def test_bad_settings_are_refused(folder: Path, settings: str) -> None:
 
 
 async def test_payloads_that_are_not_json_have_no_place_in_lines(folder: Path) -> None:
-    async with opened(folder, layout="kind", documents=JSONSerializer()) as store:
+    async with opened(folder, layout="kind", documents=JSONDocuments()) as store:
         with pytest.raises(BadRequestError, match="layout=kind"):
             await commit(store, puts((key(1), b"red")))
         assert (await store.read([key(1)])).records == [None]

@@ -27,19 +27,18 @@ from aiodatastore.adapters.base import (
 from aiodatastore.adapters.engine.aggregation import aggregate
 from aiodatastore.adapters.engine.building import IndexBuilder
 from aiodatastore.adapters.engine.core import Engine
+from aiodatastore.adapters.engine.header import FORMAT_KEY, Header
 from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.adapters.engine.verification import check_store, store_stats
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
     BadRequestError,
     DatastoreError,
-    FormatVersionError,
     StoreReadOnlyError,
 )
 from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
 from aiodatastore.indexing.encoding import (
-    FORMAT_VERSION,
     decode_key,
     encode_key,
     encode_partition,
@@ -54,6 +53,7 @@ from aiodatastore.query import Query
 from aiodatastore.rowstore import (
     CORE,
     Capability,
+    Record,
     RowBatch,
     RowCommit,
     RowListener,
@@ -63,13 +63,13 @@ from aiodatastore.rowstore import (
     StaleFenceError,
     Subscription,
 )
-from aiodatastore.serializers import Serializer
+from aiodatastore.serializers import MsgpackSerializer, Serializer, serializer_named
+from aiodatastore.serializers.base import name_of
 
 __all__ = ["EngineAdapter"]
 
 _log = logging.getLogger("aiodatastore")
 
-_FORMAT_KEY = SYSTEM + b"format"
 _COMPOSITE = bytes((COMPOSITE_TAG,))
 _MAX_HOLD_S = 0.005
 _SLICE = 128
@@ -82,7 +82,8 @@ class EngineAdapter(Engine, Adapter):
 
     ``require_indexes``: queries that need a composite index raise ``NeedIndexError`` instead of being served
     by residual work. ``sort_budget``: how many results a sort that no index serves may hold. ``serializer``
-    writes payloads.
+    writes payloads: an object, or a name (see :mod:`aiodatastore.serializers`); None: the one that the store was
+    written with, in a new store msgpack.
     """
 
     def __init__(
@@ -91,9 +92,13 @@ class EngineAdapter(Engine, Adapter):
         *,
         require_indexes: bool = False,
         sort_budget: int = 100_000,
-        serializer: Serializer | None = None,
+        serializer: Serializer | str | None = None,
     ) -> None:
-        super().__init__(store, require_indexes=require_indexes, sort_budget=sort_budget, serializer=serializer)
+        writes = serializer_named(serializer) if isinstance(serializer, str) else serializer
+        if writes is not None:
+            name_of(writes)  # refuses what can't stand in the header
+        super().__init__(store, require_indexes=require_indexes, sort_budget=sort_budget, serializer=writes)
+        self._serializer_given = writes is not None
         self._builder = IndexBuilder(self)
 
     def __repr__(self) -> str:
@@ -112,33 +117,42 @@ class EngineAdapter(Engine, Adapter):
     async def open(self) -> None:
         """Open the store and check the version of the format.
 
-        :raises FormatVersionError: if it was written in another one
+        :raises FormatVersionError: if it was written in another one, or with a serializer that can't be read here
         """
         self.forget_catalog()
         await self.store.open()
         try:
             now = monotonic()
-            records, _ = await self.store.read([_FORMAT_KEY, CATALOG_KEY])
-            if records[0] is None:
-                await self._write_format()
-            elif records[0].payload != b"%d" % FORMAT_VERSION:
-                found = records[0].payload[:20].decode("ascii", "replace")
-                raise FormatVersionError(
-                    f"{self.url} is in format {found}, this version of the package reads {FORMAT_VERSION}: "
-                    "use the version that wrote it, or export there and import here"
-                )
+            records, _ = await self.store.read([FORMAT_KEY, CATALOG_KEY])
+            await self._take_header(records[0])
             self.take_catalog(records[1], now)
         except BaseException:
             await self.store.aclose()
             raise
 
-    async def _write_format(self) -> None:
-        put = RowPut(_FORMAT_KEY, b"%d" % FORMAT_VERSION, {})
-        commit = RowCommit(checks=[(_FORMAT_KEY, 0)], puts=[put])
-        try:
-            await self.store.commit(RowBatch([commit], self.old_rows))
-        except StoreReadOnlyError:
-            pass  # an empty store that can't be written is as good as a new one
+    async def _take_header(self, record: Record | None) -> None:
+        """Check that what is there can be read, and say which serializer writes from now on."""
+        if not self._serializer_given:
+            self.serializer = MsgpackSerializer()
+        while True:
+            if record is None:
+                found, version = Header((name_of(self.serializer),)), 0
+            else:
+                found, version = Header.loads(record.payload, self.url), record.version
+                if not self._serializer_given:
+                    self.serializer = found.own_serializer(self.url)
+                found.check(self.serializer, self.url)
+            header = found.opened_with(self.serializer)
+            if record is not None and header == found:
+                return
+            commit = RowCommit(checks=[(FORMAT_KEY, version)], puts=[RowPut(FORMAT_KEY, header.dumps(), {})])
+            try:
+                outcomes = await self.store.commit(RowBatch([commit], self.old_rows))
+            except StoreReadOnlyError:
+                return  # what can't be written is as good as new, and nothing is written with another serializer
+            if outcomes[0].version is not None:
+                return
+            record = (await self.store.read([FORMAT_KEY])).records[0]  # another process came between
 
     async def aclose(self) -> None:
         """Close the store."""

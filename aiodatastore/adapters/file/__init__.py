@@ -6,21 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aiodatastore.adapters import registry
-from aiodatastore.adapters.file.documents import JSONSerializer, MixedSerializer
+from aiodatastore.adapters.file.documents import MixedSerializer
 from aiodatastore.adapters.file.store import FileRowStore
 from aiodatastore.errors import BadArgumentError
 
 if TYPE_CHECKING:
     from aiodatastore.adapters.engine import EngineAdapter
 
-__all__ = ["FileRowStore", "JSONSerializer", "from_url"]
+__all__ = ["FileRowStore", "from_url"]
 
 
 def from_url(url: str, **options: Any) -> EngineAdapter:
     """An adapter for ``file:///relative`` or ``file:////absolute``, ``?setting=value`` as in :class:`FileRowStore`.
 
-    ``serializer`` is ``json`` (the default: indented), ``compact`` (JSON on one line) or ``msgpack``;
-    what the others wrote is read all the same. An object writes payloads of its own.
+    ``serializer`` is ``json`` (the default: indented, as ``pretty``), ``compact`` (JSON on one line) or ``msgpack``,
+    also with ``+zstd``; what the others wrote is read all the same. An object writes payloads of its own.
 
     :raises BadArgumentError: if the path is missing, or a setting is unknown or malformed
     """
@@ -31,19 +31,13 @@ def from_url(url: str, **options: Any) -> EngineAdapter:
     documents = None
     serializer: Any = chosen
     if isinstance(chosen, str):
-        if layout == "kind" and chosen == "msgpack":
+        documents = serializer = MixedSerializer(chosen)
+        if layout == "kind" and not documents.names_keys:
             raise BadArgumentError("layout=kind keeps a line of JSON for each entity: use serializer=json or compact")
-        documents = serializer = MixedSerializer(_parse_serializer(chosen))
     store = FileRowStore(registry.file_path(parts), documents=documents, **settings)
     return registry.engine(
         store, registry.UrlParts(parts.scheme, parts.location, {}, {**parts.engine, "serializer": serializer})
     )
-
-
-def _parse_serializer(text: str) -> str:
-    if text not in ("json", "compact", "msgpack"):
-        raise BadArgumentError(f"serializer={text!r:.100}: expected json, compact or msgpack, or an object")
-    return text
 
 
 def _no_text(text: str) -> Any:

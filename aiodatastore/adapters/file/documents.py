@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -12,13 +12,16 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import BadValueError, CorruptDataError, DatastoreError
 from aiodatastore.indexing.encoding import decode_key, encode_key
 from aiodatastore.key import Key
-from aiodatastore.serializers import MsgpackSerializer
+from aiodatastore.serializers import JSONSerializer, serializer_named
+from aiodatastore.serializers.base import CUSTOM, MSGPACK, STEP
+from aiodatastore.serializers.documents import load_json
 
-__all__ = ["Documents", "JSONSerializer", "MixedSerializer"]
+__all__ = ["Documents", "JSONDocuments", "MixedSerializer"]
 
 _decode = msgspec.json.Decoder().decode
-_PLAIN = frozenset((type(None), bool, int, str, float))
-_NOTHING: frozenset[str] = frozenset()
+_BINARY: Final = frozenset({MSGPACK, STEP, CUSTOM})
+"""First bytes of what is no JSON, which may begin with blanks where people wrote it."""
+_EXTENSIONS: Final = {"json": ".json", "pretty": ".json", "msgpack": ".msgpack"}
 
 
 class Documents(Protocol):
@@ -45,46 +48,20 @@ class Documents(Protocol):
         """
 
 
-class JSONSerializer:
-    """Typed JSON, as in ``export``: ``{"key": ..., "properties": {...}, "unindexed": [...]}``.
-
-    ``pretty``: a member a line, indented by two, for people and for ``diff``; else all on one line. The order of
-    properties is the entity's own. What is read back is equal type by type. The key is there for people, and for
-    files whose names had to be cut.
-
-    >>> from aiodatastore import Entity, Key
-    >>> print(JSONSerializer().dumps(Entity(Key("Country", "GB"), {"area": 242495.0})).decode(), end="")
-    {
-      "key": "/Country:GB",
-      "properties": {
-        "area": 242495.0
-      }
-    }
-    """
+class JSONDocuments(JSONSerializer):
+    """JSON (see :class:`~aiodatastore.serializers.JSONSerializer`) that names its key, for files whose names had to be
+    cut, and that people may have written."""
 
     names_keys = True
     extension = ".json"
 
     def __init__(self, *, pretty: bool = True) -> None:
-        self._pretty = pretty
-
-    def dumps(self, entity: Entity) -> bytes:
-        """The document of an entity."""
-        line = jsonl.dump_entity(entity)
-        return msgspec.json.format(line, indent=2) + b"\n" if self._pretty else line
+        super().__init__(pretty=pretty)
 
     def loads(self, key: Key, payload: bytes, version: int) -> Entity:
         """The entity of a document."""
         try:
-            document = _decode(payload)
-            properties = document["properties"]
-            if not _PLAIN.issuperset(map(type, properties.values())):
-                load = jsonl.load_value
-                properties = {
-                    name: value if type(value) in _PLAIN else load(value, name) for name, value in properties.items()
-                }
-            unindexed = document.get("unindexed")
-            return Entity._make(key, properties, frozenset(unindexed) if unindexed else _NOTHING, version)
+            return load_json(key, payload, version)
         except Exception as exc:  # what damaged bytes come to is not foreseeable
             raise CorruptDataError(f"the document of {key!r} can't be read: {exc}") from exc
 
@@ -109,31 +86,37 @@ class JSONSerializer:
 
 
 class MixedSerializer:
-    """Writes ``json``, ``compact`` (JSON on one line) or ``msgpack``, and reads all three."""
+    """Writes what a name says (``json`` is indented here), and reads all that this package writes.
+
+    Only JSON names its keys; what is compressed does not.
+    """
 
     def __init__(self, writes: str) -> None:
-        self._json = JSONSerializer(pretty=writes != "compact")
-        self._msgpack = MsgpackSerializer()
-        self.names_keys = writes != "msgpack"
-        self.extension = ".json" if self.names_keys else ".msgpack"
-        self.dumps = self._json.dumps if self.names_keys else self._msgpack.dumps
+        serializer = serializer_named(writes, indented=True)
+        self._json = JSONDocuments()
+        self._serializer = serializer
+        self.name = serializer.name
+        self.reads = serializer.reads
+        self.names_keys = isinstance(serializer, JSONSerializer)
+        self.extension = _EXTENSIONS.get(self.name, ".zst")
+        self.dumps = serializer.dumps
 
     def loads(self, key: Key, payload: bytes, version: int) -> Entity:
         """The entity of a payload."""
-        if payload[:1] == b"\x01":
-            return self._msgpack.loads(key, payload, version)
+        if payload[:1] in _BINARY:
+            return self._serializer.loads(key, payload, version)
         return self._json.loads(key, payload, version)
 
     def key_of(self, payload: bytes) -> bytes | None:
-        """The encoded key that a payload names; msgpack names none."""
-        return None if payload[:1] == b"\x01" else self._json.key_of(payload)
+        """The encoded key that a payload names; only JSON does."""
+        return None if payload[:1] in _BINARY else self._json.key_of(payload)
 
     def check(self, payload: bytes, key: bytes) -> None:
         """Whether a payload that people may have written can be stored."""
-        if payload[:1] != b"\x01":
+        if payload[:1] not in _BINARY:
             return self._json.check(payload, key)
         try:
-            self._msgpack.loads(decode_key(key), payload, 0).validate()
+            self._serializer.loads(decode_key(key), payload, 0).validate()
         except DatastoreError as exc:
             raise BadValueError(str(exc)) from exc
 

@@ -1,13 +1,10 @@
-"""Payloads: an entity's properties as bytes. Index rows never depend on them.
-
-A payload begins with one byte that names the format, so that a store can hold several and read older ones.
-"""
+"""The default payload: msgpack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -15,22 +12,10 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.encoding import decode_key, encode_key
 from aiodatastore.key import Key
+from aiodatastore.serializers.base import MSGPACK, Reading
 from aiodatastore.values import Blob, GeoPoint, Text
 
-__all__ = ["MsgpackSerializer", "Serializer"]
-
-
-class Serializer(Protocol):
-    """Turns an entity into bytes and back, keeping every type."""
-
-    def dumps(self, entity: Entity) -> bytes:
-        """The properties (and which are unindexed) of an entity; its key and version are kept elsewhere."""
-
-    def loads(self, key: Key, payload: bytes, version: int) -> Entity:
-        """A new entity of these bytes.
-
-        :raises CorruptDataError: if they are none
-        """
+__all__ = ["MsgpackSerializer", "load_msgpack"]
 
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, datetime))
@@ -100,12 +85,14 @@ _decode = msgspec.msgpack.Decoder(ext_hook=_from_ext).decode
 _NOTHING: frozenset[str] = frozenset()
 
 
-class MsgpackSerializer:
+class MsgpackSerializer(Reading):
     """The default: ``01``, then msgpack of ``[properties]`` or ``[properties, unindexed names]``.
 
     Extension types: 1 key (its encoding), 2 point, 3 embedded entity, 4 ``Text``, 5 ``Blob``; -1 is msgpack's
     own timestamp. About a microsecond for a small entity in each direction.
     """
+
+    name = "msgpack"
 
     def dumps(self, entity: Entity) -> bytes:
         """The payload of an entity."""
@@ -116,11 +103,16 @@ class MsgpackSerializer:
 
     def loads(self, key: Key, payload: bytes, version: int) -> Entity:
         """The entity of a payload."""
+        if payload[:1] != MSGPACK:
+            return self.load_any(key, payload, version)
         try:
-            if payload[0] != 1:
-                raise ValueError(f"format {payload[0]}")
-            body = _decode(payload[1:])  # copying a usual payload takes less than making a view of it
-            unindexed = frozenset(body[1]) if len(body) > 1 else _NOTHING
-            return Entity._make(key, body[0], unindexed, version)
+            return load_msgpack(key, payload, version)
         except Exception as exc:  # what damaged bytes come to is not foreseeable: wrong types, a point nowhere
             raise CorruptDataError(f"the stored payload of {key!r} can't be read: {exc}") from exc
+
+
+def load_msgpack(key: Key, payload: bytes, version: int) -> Entity:
+    """The entity of a payload that begins with ``01``. Raises whatever damaged bytes come to."""
+    body = _decode(payload[1:])  # copying a usual payload takes less than making a view of it
+    unindexed = frozenset(body[1]) if len(body) > 1 else _NOTHING
+    return Entity._make(key, body[0], unindexed, version)
