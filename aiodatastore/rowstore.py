@@ -58,6 +58,7 @@ class Capability(enum.StrEnum):
     KEY_ORDER = "key_order"  # results come in the order of their keys, as the application has them
     EXACT_KEYS = "exact_keys"  # keys come back as they were written, and different ones stay different
     CURRENT_READS = "current_reads"  # a read is of what is stored now; without it, a cache may be behind by its bound
+    ONE_CLOCK = "one_clock"  # versions of all entities come from one counter, so they tell the order of commits
     QUERIES = "queries"  # every query is answered, and agrees with the entities
 
 
@@ -67,6 +68,7 @@ CORE = frozenset(
         Capability.KEY_ORDER,
         Capability.EXACT_KEYS,
         Capability.CURRENT_READS,
+        Capability.ONE_CLOCK,
         Capability.QUERIES,
     }
 )
@@ -191,6 +193,8 @@ class RowCommit(NamedTuple):
     index_puts: Mapping[bytes, int] = MappingProxyType({})
     index_deletes: Sequence[bytes] = ()
     token: bytes = b""
+    after_prepared: bool = False
+    """Without writes: verified when all that was prepared before is resolved, as those with writes always are."""
 
 
 class RowBatch(NamedTuple):
@@ -328,6 +332,24 @@ class RowStore(ABC):
         For sums in the store. None (the default): the engine reads the rows.
         """
         return None
+
+    async def prepare(self, batch: RowBatch, name: str) -> RowOutcome:
+        """Verify the one commit of a batch and keep it, with all it would conflict with shut out, until it is resolved.
+
+        For stores with ``Capability.TWO_PHASE``. The version is the one that the commit will have. Preparing under a
+        name that is prepared already does nothing.
+
+        :raises StaleFenceError: if the fence does not hold; nothing was prepared
+        """
+        raise NotImplementedError
+
+    async def resolve(self, name: str, *, commit: bool) -> int | None:
+        """Apply or forget what was prepared, and the store's version then; None if there is nothing of the name."""
+        raise NotImplementedError
+
+    async def prepared(self) -> list[tuple[str, float]]:
+        """The names of what is prepared, and for how many seconds."""
+        return []
 
     def replica(self) -> RowStore | None:
         """What answers reads that need not be fresh (``read_policy=EVENTUAL``); None: this store does.

@@ -103,6 +103,8 @@ class Commit:
     writes: Sequence[Put | Delete] = ()
     token: bytes = b""
     atomic: bool = True
+    after_prepared: bool = False
+    """Without writes: verify when all that was prepared before is resolved, as commits that write always do."""
     encoded: Any = field(default=None, repr=False, compare=False)
     """What the adapter made of it ahead, see :meth:`Adapter.encode`; nobody else looks at it."""
 

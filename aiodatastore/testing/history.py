@@ -36,6 +36,7 @@ import anyio.lowlevel
 from aiodatastore.entity import Entity
 from aiodatastore.errors import TransactionFailedError
 from aiodatastore.key import Key
+from aiodatastore.rowstore import Capability
 
 if TYPE_CHECKING:
     from aiodatastore.datastore import Datastore
@@ -125,17 +126,19 @@ class Recorded:
     end: float = 0.0
     version: int | None = None
     """The store's version its commit made, where known: the order of commits the store claims."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """Where a store has several counters of versions: that of each item written, and no ``version``."""
 
     def to_json(self) -> str:
         """One line."""
         ops = [[type(op).__name__, *_op_fields(op)] for op in self.ops]
-        return json.dumps([self.name, ops, self.status, self.start, self.end, self.version])
+        return json.dumps([self.name, ops, self.status, self.start, self.end, self.version, self.versions])
 
     @classmethod
     def from_json(cls, line: str) -> Recorded:
         """The inverse of :meth:`to_json`."""
-        name, ops, status, start, end, version = json.loads(line)
-        return cls(name, [_op_from(*op) for op in ops], status, start, end, version)
+        name, ops, status, start, end, version, versions = json.loads(line)
+        return cls(name, [_op_from(*op) for op in ops], status, start, end, version, versions)
 
 
 def _op_fields(op: Op) -> list[Any]:
@@ -483,7 +486,8 @@ class _Checker:
     def _order_register(self, item: _Item) -> None:
         """From version numbers where all writers have one; else from who read what before overwriting it."""
         names = item.writers.items()
-        versions = {value: self.transactions[name].version for value, name in names}
+        writers = {value: self.transactions[name] for value, name in names}
+        versions = {value: each.versions.get(item.name, each.version) for value, each in writers.items()}
         known = [(version, value) for value, version in versions.items() if version is not None]
         if len(known) == len(versions):
             item.set_order([value for _, value in sorted(known, key=lambda pair: pair[0])])
@@ -1033,7 +1037,13 @@ async def run_workload(
         recorded.end = time.monotonic()
         versions = {entity.version for entity in acting.written}
         if recorded.status == "committed" and versions:
-            recorded.version = max(versions) or None
+            if Capability.ONE_CLOCK in ds.capabilities:
+                recorded.version = max(versions) or None
+            else:
+                recorded.versions = {
+                    f"{'r' if entity.key.kind == KIND else 'l'}{entity.key.id}": entity.version
+                    for entity in acting.written
+                }
         remember(recorded)
         return recorded.status == "committed"
 
@@ -1072,7 +1082,7 @@ def verify_workload(history: History, *, real_time: bool = True) -> list[Anomaly
 
 def _replay(history: History) -> list[Anomaly]:
     committed = [each for each in history.transactions if each.status == "committed"]
-    if any(each.status == "unknown" for each in history.transactions):
+    if any(each.status == "unknown" or each.versions for each in history.transactions):
         return []
     writers = [each for each in committed if each.version is not None]
     writers.sort(key=lambda each: each.version or 0)

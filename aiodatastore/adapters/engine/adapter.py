@@ -19,6 +19,7 @@ from aiodatastore.adapters.base import (
     Commit,
     Lookup,
     Outcome,
+    PreparedCommit,
     Put,
     ReadPolicy,
     ResultStream,
@@ -216,7 +217,8 @@ class EngineAdapter(Engine, Adapter):
             else:
                 deletes.append(encode_key(write.key))
         checks = [(key._encoded or encode_key(key), version) for key, version in commit.checks.items()]
-        return RowCommit(checks, commit.spans, puts, deletes, token=commit.token)
+        after = commit.after_prepared
+        return RowCommit(checks, commit.spans, puts, deletes, token=commit.token, after_prepared=after)
 
     def encode(self, commit: Commit) -> None:
         """Encode the entities and their index rows, for the indexes there are now."""
@@ -280,6 +282,37 @@ class EngineAdapter(Engine, Adapter):
                 found = {decode_key(key): actual for key, actual in conflicts} if conflicts else {}
                 outcomes[place] = Outcome(version, found, stale)
             return [outcome for outcome in outcomes if outcome is not None]
+
+    async def prepare(self, commit: Commit, name: str) -> Outcome:
+        """As :meth:`commit`, up to where it is certain to succeed."""
+        while True:
+            catalog = self.catalog
+            lost = self._lost_spans(commit) if commit.spans else 0
+            if lost:
+                return Outcome(None, stale_spans=lost)
+            try:
+                ready = await self._prepared(commit, catalog)
+            except DatastoreError as exc:
+                return Outcome(None, error=exc)
+            if catalog is not self.catalog:
+                continue
+            fence = (CATALOG_KEY, catalog.version)
+            try:
+                batch = RowBatch([ready], partial(self.old_rows, catalog=catalog), fence)
+                version, conflicts, stale = await self.store.prepare(batch, name)
+            except StaleFenceError:
+                await self.refresh(force=True)
+                continue
+            return Outcome(version, {decode_key(key): actual for key, actual in conflicts}, stale)
+
+    async def resolve(self, name: str, *, commit: bool) -> Outcome | None:
+        """Tell the store."""
+        version = await self.store.resolve(name, commit=commit)
+        return None if version is None else Outcome(version)
+
+    async def prepared(self) -> list[PreparedCommit]:
+        """The store's."""
+        return [PreparedCommit(name, age_s) for name, age_s in await self.store.prepared()]
 
     def _lost_spans(self, commit: Commit) -> int:
         """How many spans are of indexes that are not maintained any more: whether they hold can't be told."""

@@ -1,0 +1,284 @@
+"""Queries over several adapters: their pages merged by position."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions
+from aiodatastore.entity import Entity
+from aiodatastore.indexing.explain import Explanation, Step
+from aiodatastore.indexing.merging import CursorBounds, Distinct, Item, without_distinct
+from aiodatastore.indexing.metadata import METADATA_KINDS
+from aiodatastore.indexing.normal import normalize
+from aiodatastore.key import Key
+from aiodatastore.query import Query
+from aiodatastore.rowstore import SpanCheck
+from aiodatastore.shims.sharded.together import all_of
+
+__all__ = ["Source", "merged_stream"]
+
+_FIRST_PAGE, _LAST_PAGE = 64, 512
+
+_TYPES = ("NULL", "INT64", "BOOLEAN", "STRING", "DOUBLE", "POINT", "REFERENCE")
+
+
+@dataclass(slots=True)
+class Source:
+    """One of the adapters that a query runs on. ``owns``: which results count, None: all."""
+
+    name: str
+    adapter: Adapter
+    clock: object
+    owns: Callable[[Key], bool] | None = None
+
+    def owned(self, spans: Sequence[SpanCheck]) -> list[SpanCheck]:
+        """Spans of this adapter, told apart from those of the others."""
+        return [replace(span, owner=(self.name, *span.owner)) for span in spans]
+
+
+def merged_stream(sources: Sequence[Source], query: Query, options: RunOptions) -> ResultStream:
+    """The results of a query on all of the sources, in order."""
+    if len(sources) == 1 and sources[0].owns is None:
+        return _SingleStream(sources[0], query, options)
+    if query.kind in METADATA_KINDS:
+        return _MetadataStream(sources, query, options)
+    return _MergedStream(sources, query, options)
+
+
+class _SingleStream(ResultStream):
+    """A query that one adapter answers."""
+
+    def __init__(self, source: Source, query: Query, options: RunOptions) -> None:
+        self._source = source
+        self._stream = source.adapter.run(query, options)
+
+    async def next_page(self) -> Page:
+        page = await self._stream.next_page()
+        if page.clock is None:
+            page.clock = self._source.clock
+        if page.spans:
+            page.spans = self._source.owned(page.spans)
+        return page
+
+    def explain(self) -> Explanation:
+        found = self._stream.explain()
+        root = Step("on", self._source.name, [found.root])
+        return Explanation(root, found.index)
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one adapter has given that was not merged yet, in order; ``next`` is the first of it."""
+
+    source: Source
+    stream: ResultStream
+    items: list[Item] = field(default_factory=list)
+    next: int = 0
+    more: bool = True
+
+    @property
+    def is_empty(self) -> bool:
+        return self.next >= len(self.items)
+
+
+class _Seen:
+    """What pages were made of, for the next page that is given."""
+
+    def __init__(self) -> None:
+        self._checks: dict[Key, int] = {}
+        self._spans: list[SpanCheck] = []
+
+    def add(self, source: Source, page: Page) -> None:
+        self._checks.update(page.checks)
+        if page.spans:
+            self._spans += source.owned(page.spans)
+
+    def give(self, page: Page) -> Page:
+        page.checks, page.spans = self._checks, self._spans
+        self._checks, self._spans = {}, []
+        page.clock = MIXED
+        return page
+
+
+class _MergedStream(ResultStream):
+    """Pages of several adapters merged by position.
+
+    Every adapter is asked for its share of a page and some more, all at once; the next page of one is asked for when
+    what it gave is used up. So what is held is about a page of the query, and a page of it costs a round trip or two.
+    """
+
+    def __init__(self, sources: Sequence[Source], query: Query, options: RunOptions) -> None:
+        self._options = options
+        self._normal = normalize(query)
+        self._skip = query.skip
+        self._left = query.max_results
+        bounds = CursorBounds(query, self._normal)
+        self._end = bounds.start or None
+        self._page_size = _FIRST_PAGE
+        wanted = None if self._left is None else self._left + self._skip
+        below = query.offset(0)
+        if any(source.owns is not None for source in sources):
+            # What does not count must neither use up the limit nor stand for its equals.
+            below = below.limit(None)
+            if query.distinct_names:
+                below = without_distinct(below)
+        elif wanted is not None:
+            below = below.limit(wanted)
+        distinct = self._normal.distinct if query.distinct_names else 0
+        shown = normalize(below)
+        self._distinct = Distinct(shown, distinct, CursorBounds(below, shown)) if distinct else None
+        own = replace(options, positions=True, page_size=_share(options.page_size, wanted, len(sources)))
+        self._parts = [_Part(source, source.adapter.run(below, own)) for source in sources]
+        self._seen = _Seen()
+        self._root = Step("merge", f"of {len(sources)}")
+        self._results: list[Any] = []
+        self._places: list[bytes] = []
+        self._skipped = 0
+        self._done = self._has_all
+
+    async def next_page(self) -> Page:
+        """The next page. One that fails, or is cancelled, goes on where it was with the next call."""
+        results, places = self._results, self._places
+        size = self._options.page_size or self._page_size
+        while not self._done and len(results) < size:
+            await self._fill()
+            taken = list(self._merged(size - len(results) + self._skip))
+            ended = not any(part.more or not part.is_empty for part in self._parts)
+            for position, result in taken if self._distinct is None else self._distinct.of(taken, not ended):
+                if self._has_all:
+                    break
+                self._end = position
+                if self._skip:
+                    self._skip -= 1
+                    self._skipped += 1
+                    continue
+                if self._left is not None:
+                    self._left -= 1
+                results.append(result)
+                places.append(position)
+            self._done = ended or self._has_all
+        self._page_size = min(2 * self._page_size, _LAST_PAGE)
+        self._results, self._places = [], []
+        skipped, self._skipped = self._skipped, 0
+        positions = places if self._options.positions else None
+        return self._seen.give(Page(results, self._end, not self._done, 0, positions, skipped))
+
+    @property
+    def _has_all(self) -> bool:
+        return self._left == 0 and not self._skip
+
+    async def _fill(self) -> None:
+        """Read the next page of every part that has nothing left; all at once."""
+        while empty := [part for part in self._parts if part.more and part.is_empty]:
+            await all_of([partial(self._read, part) for part in empty])
+
+    async def _read(self, part: _Part) -> None:
+        page = await part.stream.next_page()
+        owns = part.source.owns
+        items = list(zip(page.positions or (), page.results, strict=True))
+        part.items = items if owns is None else [item for item in items if owns(_key_of(item[1]))]
+        part.next = 0
+        part.more = page.more
+        self._seen.add(part.source, page)
+
+    def _merged(self, most: int) -> Iterator[Item]:
+        """At most so many items in order, up to where a part has to be read on."""
+        parts = self._parts
+        heap = [(part.items[part.next][0], place) for place, part in enumerate(parts) if not part.is_empty]
+        heapq.heapify(heap)
+        while heap and most > 0:
+            _, place = heap[0]
+            part = parts[place]
+            yield part.items[part.next]
+            part.next += 1
+            most -= 1
+            if not part.is_empty:
+                heapq.heapreplace(heap, (part.items[part.next][0], place))
+            elif part.more:
+                return
+            else:
+                heapq.heappop(heap)
+
+    def explain(self) -> Explanation:
+        return _explained(self._root, [(part.source, part.stream) for part in self._parts])
+
+
+def _key_of(result: Any) -> Key:
+    key: Key = result if type(result) is Key else result.key
+    return key
+
+
+def _share(page_size: int | None, wanted: int | None, sources: int) -> int | None:
+    """How many results to ask each of the sources for, so that a second time is seldom needed."""
+    if page_size is None and wanted is None:
+        return None
+    page = min(page_size or _LAST_PAGE, _LAST_PAGE if wanted is None else wanted)
+    mean = page / sources
+    return min(max(1, page), int(mean + 3 * mean**0.5) + 4)
+
+
+def _explained(root: Step, parts: Sequence[tuple[Source, ResultStream]]) -> Explanation:
+    root.children = []
+    index = None
+    for source, stream in parts:
+        found = stream.explain()
+        index = index if index is not None else found.index
+        root.children.append(Step("on", source.name, [found.root]))
+    return Explanation(root, index)
+
+
+class _MetadataStream(ResultStream):
+    """Namespaces, kinds and properties of all adapters: what several of them have is one result."""
+
+    def __init__(self, sources: Sequence[Source], query: Query, options: RunOptions) -> None:
+        self._query = query
+        self._options = options
+        everything = Query(query.kind, namespace=query.namespace, project=query.project_id)
+        own = replace(options, positions=False, page_size=None)
+        self._parts = [(source, source.adapter.run(everything, own)) for source in sources]
+        # Refuses cursors of other queries, as those do.
+        self._checked = [source.adapter.run(query, own) for source in sources[:1]]
+        self._done = False
+
+    async def next_page(self) -> Page:
+        normal = normalize(self._query)
+        bounds = CursorBounds(self._query, normal)
+        if self._done:
+            return Page([], bounds.start or None, False, 0, [] if self._options.positions else None, clock=MIXED)
+        seen = _Seen()
+        found: dict[Key, Entity] = {}
+        for entities in await all_of([partial(self._read, *part, seen) for part in self._parts]):
+            for entity in entities:
+                before = found.setdefault(entity.key, entity)
+                if before is not entity and "property_representation" in entity:
+                    types = {*before["property_representation"], *entity["property_representation"]}
+                    before["property_representation"] = [name for name in _TYPES if name in types]
+        self._done = True
+        hits = sorted(
+            (item for entity in found.values() for item in normal.matches(entity) if bounds.inside(item[0])),
+            key=lambda item: item[0],
+        )
+        skipped = min(self._query.skip, len(hits))
+        limit = self._query.max_results
+        reached = hits[: None if limit is None else skipped + limit]
+        end = reached[-1][0] if reached else bounds.start or None
+        kept = reached[skipped:]
+        positions = [position for position, _ in kept] if self._options.positions else None
+        return seen.give(Page([result for _, result in kept], end, False, 0, positions, skipped))
+
+    async def _read(self, source: Source, stream: ResultStream, seen: _Seen) -> list[Entity]:
+        found: list[Entity] = []
+        more = True
+        while more:
+            page = await stream.next_page()
+            more = page.more
+            found += page.results
+            seen.add(source, page)
+        return found
+
+    def explain(self) -> Explanation:
+        return _explained(Step("merge", f"of {len(self._parts)}"), self._parts)

@@ -1,0 +1,56 @@
+"""Several calls side by side, and what becomes of each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import anyio
+
+__all__ = ["all_of", "own_copy", "outcomes_of"]
+
+T = TypeVar("T")
+
+
+async def outcomes_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | Exception]:
+    """What each call returned or raised, in order; they run side by side, and all to their ends."""
+    answers: list[T | Exception | None] = [None] * len(calls)
+
+    async def run(place: int, call: Callable[[], Awaitable[T]]) -> None:
+        try:
+            answers[place] = await call()
+        except Exception as exc:
+            answers[place] = exc
+
+    if len(calls) == 1:
+        await run(0, calls[0])
+    elif calls:
+        async with anyio.create_task_group() as group:
+            for place, call in enumerate(calls):
+                group.start_soon(run, place, call)
+    return answers  # type: ignore[return-value]  # every place was set
+
+
+async def all_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """What each call returned; they run side by side. The first error of one is raised when all are done."""
+    if len(calls) == 1:
+        return [await calls[0]()]
+    answers: list[T] = []
+    for answer in await outcomes_of(calls):
+        if isinstance(answer, Exception):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
+def own_copy(exc: Exception) -> Exception:
+    """The same error as an exception of its own: one that several tasks raise would collect all their tracebacks."""
+    try:
+        copied = copy.copy(exc)
+    except Exception:  # an unusual constructor
+        return exc
+    if type(copied) is not type(exc):
+        return exc
+    copied.__cause__ = exc.__cause__
+    return copied

@@ -1,0 +1,191 @@
+"""Commits over several adapters: two-phase commit with presumed abort, which any process may settle.
+
+1. Every adapter but the *home* (the first by name) prepares its part, the last by name first. In this order no two
+   commits can wait for each other.
+2. The home commits its part together with a *decision record* that is named as the commit is and must not exist yet.
+   With that the whole has taken place.
+3. The others apply what they prepared, then the record is forgotten.
+
+A prepared commit that nobody resolves, because the process that made it ended, is settled by the home's record: if it
+is there, the commit took place; if not, a record that says *aborted* is written in its stead, so that whoever is merely
+slow fails at step 2, and the commit is forgotten. So it is safe for any process, at any time, to settle any of them.
+
+Between 2 and 3 a reader outside of transactions may see the home's part and not yet the others'. Transactions do not:
+what they read in several adapters is verified there after all that was prepared is resolved.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiodatastore.adapters.base import MIXED, Adapter, Commit, Delete, Outcome, Put, RunOptions
+from aiodatastore.entity import Entity
+from aiodatastore.errors import DatastoreError, UnavailableError
+from aiodatastore.key import Key
+from aiodatastore.query import Query
+from aiodatastore.rowstore import Capability
+from aiodatastore.shims.sharded.together import all_of, outcomes_of
+from aiodatastore.waiting import to_the_end
+
+if TYPE_CHECKING:
+    from aiodatastore.shims.sharded.routed import Part, Routed
+
+__all__ = ["ORPHAN_S", "SYSTEM_PROJECT", "Coordinator"]
+
+SYSTEM_PROJECT = "__collections__"
+"""The project of the records that a collection keeps in its adapters: no query of an application is of it."""
+
+ORPHAN_S = 5.0
+"""A commit that was prepared so long ago is settled by whoever sees it."""
+RECORD_S = 86400.0
+"""So long a record that says *aborted* is kept: what it stands against is a commit that was sent before it."""
+_KIND = "Decision"
+_COMMITTED, _ABORTED = "committed", "aborted"
+
+
+class Coordinator:
+    """Two-phase commits of a collection."""
+
+    def __init__(self, routed: Routed) -> None:
+        self._routed = routed
+        self._settled: dict[int, list[Key]] = {}
+
+    def _adapter(self, number: int) -> Adapter:
+        return self._routed.children[number]
+
+    async def commit(self, whole: Commit, parts: Mapping[int, Part]) -> Outcome:
+        """All parts or none.
+
+        :raises UnavailableError: if it is not known which, because the home can't be asked; it is one of both
+        """
+        outcome, error, cancelled = await to_the_end(self._commit(whole, parts))
+        if error is not None:
+            raise error
+        if outcome is None:
+            raise cancelled or UnavailableError("the commit was cut off while it was sent: it may have taken effect")
+        if cancelled is not None:
+            raise cancelled
+        return outcome
+
+    async def _commit(self, whole: Commit, parts: Mapping[int, Part]) -> Outcome:
+        home, *others = sorted(parts, key=self._routed.names.__getitem__)
+        name = f"{os.urandom(16).hex()}.{self._routed.names[home]}"
+        decision = _decision_key(name)
+        found: dict[int, Outcome] = {}
+        tried: list[int] = []
+        for number in reversed(others):
+            tried.append(number)
+            try:
+                outcome = await self._adapter(number).prepare(parts[number].commit(whole), name)
+            except DatastoreError:
+                await self._resolve(tried, name, commit=False)  # whether it was prepared is not known
+                raise
+            if outcome.version is None:
+                await self._resolve(tried[:-1], name, commit=False)
+                return Outcome(None, outcome.conflicts, outcome.stale_spans, outcome.error, MIXED)
+            found[number] = outcome
+        forgotten = self._settled.pop(home, [])
+        own = Commit(
+            {**parts[home].checks, decision: 0},
+            parts[home].spans,
+            [*parts[home].writes, Put(_decision(decision, _COMMITTED)), *map(Delete, forgotten)],
+            whole.token,
+        )
+        try:
+            (outcome,) = await self._adapter(home).commit([own])
+        except DatastoreError as exc:
+            self._settled.setdefault(home, []).extend(forgotten)
+            version = await self._settle(name, others)
+            if version is None:
+                exc.add_note("it is known that nothing was written")
+                raise
+            outcome = Outcome(version)
+        if outcome.version is None:
+            self._settled.setdefault(home, []).extend(forgotten)
+            await self._resolve(others, name, commit=False)
+            conflicts = {key: actual for key, actual in outcome.conflicts.items() if key != decision}
+            return Outcome(None, conflicts, outcome.stale_spans, outcome.error, MIXED)
+        found[home] = outcome
+        if await self._resolve(others, name, commit=True):
+            self._settled.setdefault(home, []).append(decision)
+        ordered = {number: parts[number] for number in found}
+        return self._routed.joined(ordered, list(found.values()))
+
+    async def _resolve(self, numbers: Sequence[int], name: str, *, commit: bool) -> bool:
+        """Tell adapters; those that can't be reached now are told by a sweep. Whether all were."""
+        calls = [partial(self._adapter(number).resolve, name, commit=commit) for number in numbers]
+        return not any(isinstance(answer, Exception) for answer in await outcomes_of(calls))
+
+    # ------------------------------------------------------------------------------------ recovery
+
+    async def _settle(self, name: str, numbers: Sequence[int]) -> int | None:
+        """Resolve a commit as its home says, after making sure that it can't say otherwise later.
+
+        :returns: the version of the home's part, None if the commit did not and will not take place
+        :raises UnavailableError: if the home can't be asked
+        """
+        version = await self._decide(name)
+        await self._resolve(numbers, name, commit=version is not None)
+        return version
+
+    async def _decide(self, name: str) -> int | None:
+        home = self._adapter(self._routed.names.index(name.partition(".")[2]))
+        key = _decision_key(name)
+        while True:
+            record = (await home.lookup([key])).entities[0]
+            if record is not None:
+                return record.version if record["state"] == _COMMITTED else None
+            (outcome,) = await home.commit([Commit({key: 0}, writes=[Put(_decision(key, _ABORTED))])])
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.version is not None:
+                return None
+
+    async def sweep(self, older_than_s: float = ORPHAN_S) -> int:
+        """Settle what was prepared at least so long ago; how many commits that were."""
+        orphans: dict[str, list[int]] = {}
+        for number, found in enumerate(await all_of([child.prepared for child in self._routed.children])):
+            for name, age_s in found:
+                if age_s >= older_than_s and name.partition(".")[2] in self._routed.names:
+                    orphans.setdefault(name, []).append(number)
+        for name, numbers in orphans.items():
+            await self._settle(name, numbers)
+        return len(orphans)
+
+    async def forget(self, older_than_s: float = RECORD_S) -> None:
+        """Remove records that nobody will ask for: of commits that this process has settled, and old ones."""
+        settled, self._settled = self._settled, {}
+        for number, keys in settled.items():
+            await self._adapter(number).commit([Commit(writes=list(map(Delete, keys)))])
+        waiting = {
+            _decision_key(name)
+            for found in await all_of([child.prepared for child in self._routed.children])
+            for name, _ in found
+        }
+        before = time.time() - older_than_s
+        for child in self._routed.children:
+            stream = child.run(Query(_KIND, project=SYSTEM_PROJECT), RunOptions())
+            more = True
+            while more:
+                page = await stream.next_page()
+                more = page.more
+                old = [entity.key for entity in page.results if entity["at"] < before and entity.key not in waiting]
+                if old:
+                    await child.commit([Commit(writes=list(map(Delete, old)))])
+
+
+def can_prepare(adapters: Sequence[Adapter]) -> bool:
+    """Whether every adapter can."""
+    return all(Capability.TWO_PHASE in adapter.capabilities for adapter in adapters)
+
+
+def _decision_key(name: str) -> Key:
+    return Key._make(SYSTEM_PROJECT, "", ((_KIND, name),))
+
+
+def _decision(key: Key, state: str) -> Entity:
+    return Entity(key, {"state": state, "at": time.time()}, unindexed=("state", "at"))
