@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import strategies as st
 
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
+    BadArgumentError,
     BadKeyError,
     BadPropertyError,
     BadRequestError,
@@ -20,6 +22,7 @@ from aiodatastore.errors import (
     EntityExistsError,
     EntityNotFoundError,
     StoreClosedError,
+    UnsupportedError,
 )
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
@@ -276,6 +279,42 @@ class EntityTests(StoreTests):
         first = await ds.get_or_insert(Key("K", 1), {"x": 1})
         again = await ds.get_or_insert(Key("K", 1), {"x": 2})
         assert first == again == await ds.get(Key("K", 1)) == Entity(Key("K", 1), {"x": 1})
+
+    # ------------------------------------------------------------------------------------- expiry
+
+    async def test_entities_expire(self, ds: Datastore) -> None:
+        """With everything that leads to them; those put again without a ``ttl`` stay, and so do their neighbours."""
+        self.needs(ds, Capability.TTL)
+        passing, kept, renewed, together = numbered("K", 4, tags=["a", "b"])
+        since = anyio.current_time()
+        await ds.put([passing, renewed], ttl=1)
+        await ds.put(kept)
+        await ds.put(Entity(renewed.key, {"n": 0}))
+        async with ds.transaction():
+            await ds.put(together, ttl=1)
+        found = await ds.get([passing.key, together.key])
+        if anyio.current_time() < since + 1:
+            assert_same([passing, together], found)
+        with anyio.fail_after(10):
+            while await ds.get([passing.key, together.key]) != [None, None]:  # noqa: ASYNC110  # of the store
+                await anyio.sleep(0.1)
+        assert anyio.current_time() >= since + 0.9
+        assert_same([None, kept], await ds.get([passing.key, kept.key]))
+        if Capability.QUERIES in ds.capabilities:
+            assert await ds.query("K").order("n").keys() == [renewed.key, kept.key]
+            assert await ds.query("K").filter("tags", "=", "a").count() == 1
+        await ds.insert(passing)
+        assert_same(passing, await ds.get(passing.key))
+
+    async def test_a_ttl_is_refused_where_entities_stay(self, ds: Datastore) -> None:
+        """Nothing is written; nor is it with one that is no time."""
+        for ttl in (0, -1, float("inf"), True, "1"):
+            with pytest.raises(BadArgumentError):
+                await ds.put(Entity(Key("K", 1)), ttl=ttl)  # type: ignore[arg-type]  # that is the point
+        if Capability.TTL not in ds.capabilities:
+            with pytest.raises(UnsupportedError, match="ttl"):
+                await ds.put(Entity(Key("K", 1)), ttl=1)
+        assert await ds.get(Key("K", 1)) is None
 
     # ---------------------------------------------------------------------------------------- ids
 
