@@ -43,7 +43,7 @@ class Heard(RowListener):
         """What was said up to now, without the confirmations."""
         now = time.monotonic()
         async with asyncio.timeout(10):
-            while self.at < now:
+            while self.at < now:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         log, self.log = self.log, []
         return [each for each in log if each[0] != "confirmed"]
@@ -87,13 +87,9 @@ async def test_commits_are_told(place: Place, engine: Bound) -> None:
             await commit(one, RowCommit(checks=[(b"a", 7)], puts=[RowPut(b"e", b"", {})]))  # a conflict
             await commit(one, RowCommit(index_puts={b"ib": 1}))
             log = await heard.all()
-            if log[-1] == ("gap",):  # index rows alone are none of its business
-                log[-1] = ("changed", [], 5)
-            assert log == [
-                ("changed", [b"a", b"b"], 1),
-                ("changed", [b"a", b"c", b"d\0\xff"], 4),
-                ("changed", [], 5),
-            ]
+            assert log[:2] == [("changed", [b"a", b"b"], 1), ("changed", [b"a", b"c", b"d\0\xff"], 4)]
+            assert log[2] in (("changed", [], 5), ("changed", [b"b"], 5))  # whose index row it is
+            assert len(log) == 3
     finally:
         await one.aclose()
 
@@ -119,7 +115,9 @@ async def test_large_commits(place: Place, engine: Bound) -> None:
 async def test_what_was_not_told_is_noticed(place: Place, engine: Bound) -> None:
     async with hearing(place) as (store, heard, _):
         assert isinstance(store, PostgresRowStore)
-        await store._run(lambda connection: connection.execute(f"UPDATE {store._quoted}.meta SET version = version + 1"))
+        await store._run(
+            lambda connection: connection.execute(f"UPDATE {store._quoted}.meta SET version = version + 1")
+        )
         assert await heard.all() == [("gap",)]
         await commit(store, put(b"a"))
         assert await heard.all() == [("changed", [b"a"], 2)]

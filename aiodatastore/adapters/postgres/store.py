@@ -24,7 +24,7 @@ from aiodatastore.adapters.postgres import errors
 from aiodatastore.adapters.postgres.batches import check_arguments, has_long, outcomes, write_arguments, writes
 from aiodatastore.adapters.postgres.joining import Line
 from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
-from aiodatastore.adapters.postgres.notices import Notices
+from aiodatastore.adapters.postgres.notices import PostgresNotices
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
 from aiodatastore.adapters.postgres.statements import SESSION, Statements, statements
@@ -208,7 +208,7 @@ class PostgresRowStore(RowStore):
         self._slots: list[_Slot] = []
         self._writing = 0
         self._idle: asyncio.Event | None = None
-        self._notices: weakref.WeakSet[Notices] = weakref.WeakSet()
+        self._notices: weakref.WeakSet[PostgresNotices] = weakref.WeakSet()
         self.url = shown_url(dsn, schema)
 
     def __repr__(self) -> str:
@@ -308,14 +308,14 @@ class PostgresRowStore(RowStore):
         return self._replica
 
     async def subscribe(self, listener: RowListener, interval_s: float) -> Subscription | None:
-        """By LISTEN, on a connection of its own; None with ``pool``, ``pooler`` or ``read_only``, where that can't be, and
-        for roles that may not write."""
+        """By LISTEN, on a connection of its own; None where that can't be: with ``pool``, ``pooler`` or ``read_only``,
+        and for roles that may not write."""
         if self._given is not None or self._read_only or self._pooled:
             return None
         connect = partial(asyncpg.connect, self._dsn, **self._connect_options)
-        notices = Notices(connect, self._quoted, listener, interval_s, self._timeout_s)
+        notices = PostgresNotices(connect, self._quoted, listener, interval_s, self._timeout_s)
 
-        async def start(_: Connection) -> Notices | None:
+        async def start(_: Connection) -> PostgresNotices | None:
             try:
                 await notices.start()
             except asyncpg.InsufficientPrivilegeError:

@@ -21,7 +21,7 @@ except ImportError:  # an extra of redis-py's
 else:
     HIREDIS = True
 
-__all__ = ["Command", "Connections", "Link", "NotSentError", "connector"]
+__all__ = ["Command", "Connections", "Driver", "Link", "NotSentError", "connector", "pack"]
 
 Command: TypeAlias = Sequence[bytes | int]
 """A command's name and its arguments."""

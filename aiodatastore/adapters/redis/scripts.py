@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final
 
-__all__ = ["ALLOCATE", "COMMIT", "COUNT", "INTERSECT", "SCAN", "SWEEP", "TALLY", "Script"]
+__all__ = ["ALLOCATE", "COMMIT", "COUNT", "INTERSECT", "LIFETIMES", "SCAN", "SWEEP", "TALLY", "Script"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +33,4 @@ COUNT: Final = _load("fresh", "count")
 INTERSECT: Final = _load("fresh", "intersect")
 TALLY: Final = _load("fresh", "tally")
 ALLOCATE: Final = _load("allocate")
+LIFETIMES: Final = _load("lifetimes")

@@ -8,6 +8,7 @@ import os
 import random
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
@@ -28,7 +29,18 @@ from aiodatastore.adapters.redis.layout import (
     unescape,
     writes,
 )
-from aiodatastore.adapters.redis.scripts import ALLOCATE, COMMIT, COUNT, INTERSECT, SCAN, SWEEP, TALLY, Script
+from aiodatastore.adapters.redis.notices import RedisNotices
+from aiodatastore.adapters.redis.scripts import (
+    ALLOCATE,
+    COMMIT,
+    COUNT,
+    INTERSECT,
+    LIFETIMES,
+    SCAN,
+    SWEEP,
+    TALLY,
+    Script,
+)
 from aiodatastore.errors import BadArgumentError, DatastoreError, StoreClosedError, UnavailableError
 from aiodatastore.rowstore import (
     TAIL_MULTI,
@@ -37,6 +49,7 @@ from aiodatastore.rowstore import (
     Row,
     RowBatch,
     RowIntersection,
+    RowListener,
     RowOutcome,
     RowRead,
     RowScan,
@@ -46,6 +59,7 @@ from aiodatastore.rowstore import (
     SpanCount,
     SpanTally,
     StaleFenceError,
+    Subscription,
 )
 
 __all__ = ["RedisRowStore"]
@@ -140,6 +154,7 @@ class RedisRowStore(RowStore):
         self._lanes: list[_Lane] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._durability: Durability | None = None
+        self._notices: weakref.WeakSet[RedisNotices] = weakref.WeakSet()
         shown = self._address.shown
         self.url = f"{shown}{'&' if '?' in shown else '?'}prefix={prefix}"
         self.capabilities = _CAPABILITIES
@@ -217,6 +232,8 @@ class RedisRowStore(RowStore):
         """In a forked child: using or closing these connections would harm the parent's."""
         _inherited.append((self._connections, self._sweeper))
         self._sweeper = None
+        for notices in self._notices:
+            notices.abandon()
         self._state = "forked"
 
     def _refuse(self) -> None:
@@ -407,6 +424,27 @@ class RedisRowStore(RowStore):
 
     def digest(self, rows: Any, space: Space) -> bytes:
         return digest(rows, space)
+
+    async def lifetimes(self, keys: Sequence[bytes]) -> list[float | None]:
+        """One script, unless there was nothing that may expire when the store was last read."""
+        if self._sweeper is None:
+            return [None] * len(keys)
+        layout = self._layout
+        found = await self._run(LIFETIMES, (layout.expiries, layout.names), *map(escape, keys))
+        return [None if ms == -1 else max(0, ms) / 1000 for ms in found]
+
+    async def subscribe(self, listener: RowListener, interval_s: float) -> Subscription | None:
+        """By SUBSCRIBE, on a connection of its own; None in a cluster."""
+        if self._mark:
+            return None
+        make = connector(self._address, self._tls)
+        notices = RedisNotices(make, self._send, self._layout.version, listener, interval_s, self._timeout_s)
+        try:
+            await notices.start()
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise translate(exc, self.url) from exc
+        self._notices.add(notices)
+        return notices
 
     async def sizes(self) -> dict[str, int]:
         """Of the server: its memory; of the store: estimates of its index rows and the lists of them. Those that the

@@ -15,6 +15,7 @@
 local FIRST = 8
 local LANE_MS = 3600000
 local STEP_MS = 50 -- expiries are rounded up to this, so that sweeps are rare however many entities expire
+local MOST_TOLD = 2000 -- entities named in one message
 local CHUNK = 4000 -- Lua refuses to spread 8000 values
 local GAP = 16777216 -- versions that are left out when another node writes: what it did not receive had some of them
 
@@ -79,6 +80,7 @@ end
 -- What is to be written, an entity at most once before it is flushed: so these need no order among them.
 local now = {payloads = {}, added = {}, changed = {}, lives = {}, add = {}, multi = {}, remove = {}}
 local dirty = false
+local told = {} -- the entities that were written
 local write_lives
 
 local function spread(command, key, list)
@@ -102,6 +104,7 @@ local function flush()
   local n = 0
   for i in pairs(now.changed) do
     local head = heads[i]
+    told[i] = true
     if head then
       fields[n + 1] = names[i]
       fields[n + 2] = head
@@ -402,6 +405,21 @@ if version ~= stored then
     call('SET', origin, node)
   end
   call('SET', KEYS[1], string.format(expires and '%.0fx' or '%.0f', version))
+  if not clustered then
+    -- Whoever may not look for subscribers has none.
+    local heard = redis.pcall('PUBSUB', 'NUMSUB', KEYS[1])
+    if (heard[2] or 0) > 0 then
+      local parts = {write('>I8I8I1', stored, version, 1)}
+      for i in pairs(told) do
+        parts[#parts + 1] = write('>I4c0', #names[i], names[i])
+        if #parts > MOST_TOLD then
+          parts = {write('>I8I8I1', stored, version, 0)}
+          break
+        end
+      end
+      redis.pcall('PUBLISH', KEYS[1], table.concat(parts))
+    end
+  end
 end
 if number ~= '' then
   call('SET', KEYS[8], number .. '\0' .. verdicts, 'PX', LANE_MS)

@@ -56,4 +56,14 @@ else
   call('DEL', CLOCK)
 end
 call('SET', VERSION, string.format('%.0f', version) .. (next[1] and 'x' or ''))
+if #due > 0 and ARGV[3] ~= 'c' then
+  local heard = redis.pcall('PUBSUB', 'NUMSUB', VERSION)
+  if (heard[2] or 0) > 0 then
+    local parts = {struct.pack('>I8I8I1', version - 1, version, 1)} -- as in commit.lua
+    for i = 1, #due do
+      parts[i + 1] = struct.pack('>I4c0', #due[i], due[i])
+    end
+    redis.pcall('PUBLISH', VERSION, table.concat(parts))
+  end
+end
 return {#due, more and 1 or 0}
