@@ -380,8 +380,8 @@ VARIANTS = {
 CLUSTER = Engine("cluster", cluster_place, session="cluster_session", server=True, asks_rows=False)
 """Four shards in a cluster. Not among all: what a server does is tested on one, and how shards are merged in memory."""
 CLUSTERS = [CLUSTER] if not _CHOSEN or "cluster" in _CHOSEN.split(",") else []
-if CLUSTERS:
-    VARIANTS["cluster-slot"] = replace(CLUSTER, name="cluster-slot", make=slot_place)
+SLOTS = [replace(each, name="cluster-slot", make=slot_place) for each in CLUSTERS]
+VARIANTS.update({each.name: each for each in SLOTS})
 """Engines with settings that make a difference to row stores only."""
 
 
