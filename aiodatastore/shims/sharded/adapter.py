@@ -11,7 +11,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.shims.sharded.layout import Layout, settle_layout
 from aiodatastore.shims.sharded.placing import By, Placing
-from aiodatastore.shims.sharded.routed import Routed
+from aiodatastore.shims.sharded.routed import Routed, stores_of
 
 __all__ = ["Sharded"]
 
@@ -63,6 +63,7 @@ class Sharded(Routed):
         self._by: By | None = by if callable(by) else None
         if self._by is None and by != "group":
             raise BadArgumentError(f"by: expected 'group', or a function of a root key, got {by!r:.80}")
+        _check_alike(shards)
         self._placing = Placing(self.names, self._by)
         self._layout: Layout | None = None
 
@@ -92,3 +93,16 @@ class Sharded(Routed):
     def sequence_place(self, key: Key) -> int:
         """The shard that has the sequences."""
         return 0 if self._layout is None else self.names.index(self._layout.ids)
+
+
+def _check_alike(shards: Sequence[Adapter]) -> None:
+    stores = [store for shard in shards for store in stores_of(shard)]
+    serializers = {
+        type(value).__name__ for store in stores if (value := getattr(store, "serializer", None)) is not None
+    }
+    requires = {value for store in stores if (value := getattr(store, "require_indexes", None)) is not None}
+    for setting, values in (("serializer", serializers), ("require_indexes", requires)):
+        if len(values) > 1:
+            raise BadArgumentError(
+                f"all shards must have the same {setting}, got {', '.join(sorted(map(str, values)))}"
+            )

@@ -43,7 +43,7 @@ from aiodatastore.shims.sharded.streams import Source, merged_stream
 from aiodatastore.shims.sharded.together import all_of, outcomes_of, own_copy
 from aiodatastore.shims.sharded.twophase import ORPHAN_S, SYSTEM_PROJECT, Coordinator, can_prepare
 
-__all__ = ["SYSTEM_PROJECT", "Routed"]
+__all__ = ["SYSTEM_PROJECT", "Routed", "stores_of"]
 
 _DEFAULT = RunOptions()
 
@@ -78,6 +78,7 @@ class Routed(Adapter):
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._clocks = [object() for _ in children]
         self._coordinator = Coordinator(self)
+        self._refuses = type(self).refusal is not Routed.refusal
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -95,6 +96,10 @@ class Routed(Adapter):
     def sequence_place(self, key: Key) -> int:
         """The number of the adapter that has the ids of keys like this one."""
         return self.place(key)
+
+    def refusal(self, key: Key) -> DatastoreError | None:
+        """Why an entity can't be put under a key; None: it can."""
+        return None
 
     def owner(self, number: int) -> Callable[[Key], bool] | None:
         """Which keys count that an adapter has; None: all."""
@@ -337,6 +342,9 @@ class Routed(Adapter):
         own: dict[int, list[tuple[int, Commit]]] = {}
         several: list[tuple[int, dict[int, Part]]] = []
         for index, commit in enumerate(batch):
+            if self._refuses and (error := self._refusal_of(commit)) is not None:
+                outcomes[index] = Outcome(None, error=error)
+                continue
             number = self._only_place(commit)
             if number is not None:
                 own.setdefault(number, []).append((index, commit))
@@ -358,6 +366,12 @@ class Routed(Adapter):
         for index, parts in several:
             outcomes[index] = await self._commit_several(batch[index], parts)
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def _refusal_of(self, commit: Commit) -> DatastoreError | None:
+        for write in commit.writes:
+            if isinstance(write, Put) and (error := self.refusal(write.entity.key)) is not None:
+                return error
+        return None
 
     async def _commit_on(self, number: int, commits: Sequence[Commit]) -> list[Outcome]:
         found = await self._children[number].commit(commits)
@@ -574,10 +588,10 @@ def _outcome(answer: list[Outcome] | Exception, place: int) -> Outcome:
     return Outcome(None, error=copied if isinstance(copied, DatastoreError) else answer)
 
 
-def _stores(adapter: Adapter) -> list[Adapter]:
+def stores_of(adapter: Adapter) -> list[Adapter]:
     """The adapters at the bottom of an adapter."""
     below = adapter.children
-    return [store for child in below for store in _stores(child)] if below else [adapter]
+    return [store for child in below for store in stores_of(child)] if below else [adapter]
 
 
 def _check_children(children: Sequence[Adapter], names: Sequence[str]) -> None:
@@ -588,7 +602,7 @@ def _check_children(children: Sequence[Adapter], names: Sequence[str]) -> None:
             raise BadArgumentError(f"expected adapters, got {type(child).__name__} {child!r:.80}")
     if len(names) != len(children) or len(set(names)) != len(names):
         raise BadArgumentError(f"expected a name of its own for each of {len(children)} stores, got {names!r:.200}")
-    stores = [store for child in children for store in _stores(child)]
+    stores = [store for child in children for store in stores_of(child)]
     if len({id(store) for store in stores}) < len(stores):
         raise BadArgumentError("one store was given twice: its entities would be found twice")
     urls = [store.url for store in stores if store.url != "memory://"]
@@ -605,11 +619,3 @@ def _check_children(children: Sequence[Adapter], names: Sequence[str]) -> None:
         ):
             if needed not in child.capabilities:
                 raise BadArgumentError(f"{name} ({child.url}) can't be one of several stores: {why}")
-    for setting in ("serializer", "require_indexes"):
-        kinds = {
-            type(value) if setting == "serializer" else value
-            for store in stores
-            if (value := getattr(store, setting, None)) is not None
-        }
-        if len(kinds) > 1:
-            raise BadArgumentError(f"all stores of a collection must have the same {setting}, got {kinds!r:.200}")
