@@ -44,6 +44,7 @@ __all__ = [
     "IndexState",
     "IntegerOverflowError",
     "Key",
+    "KeyValue",
     "LimitExceededError",
     "NeedIndexError",
     "Op",
@@ -51,12 +52,15 @@ __all__ = [
     "Order",
     "OverloadedError",
     "Propagation",
+    "PathKey",
+    "PerProcess",
     "PropertyFilter",
     "Query",
     "QueryPage",
     "QueryResults",
     "ReadPolicy",
     "Rollback",
+    "Storage",
     "StoreBusyError",
     "StoreClosedError",
     "StoreFullError",
@@ -80,7 +84,9 @@ _HOMES = {
     "entity": ("Entity",),
     "indexing.definitions": ("IndexDefinition", "IndexInfo", "IndexState"),
     "key": ("Key",),
+    "keyvalue": ("KeyValue", "PathKey"),
     "query": ("And", "Op", "Or", "Order", "PropertyFilter", "Query"),
+    "storage": ("PerProcess", "Storage"),
     "txn": ("Propagation", "Transaction", "transactional"),
     "values": ("Blob", "GeoPoint", "Text"),
 }
@@ -126,8 +132,10 @@ if TYPE_CHECKING:
     )
     from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
     from aiodatastore.key import Key
+    from aiodatastore.keyvalue import KeyValue, PathKey
     from aiodatastore.query import And, Op, Or, Order, PropertyFilter, Query
     from aiodatastore.rowstore import Capability
+    from aiodatastore.storage import PerProcess, Storage
     from aiodatastore.txn import Propagation, Transaction, transactional
     from aiodatastore.values import Blob, GeoPoint, Text
 
