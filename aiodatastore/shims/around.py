@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from aiodatastore.adapters.base import (
     AggregateResult,
     Aggregation,
+    ChangeListener,
     Commit,
     Delete,
     Lookup,
@@ -27,6 +28,7 @@ from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
 from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key
 from aiodatastore.query import Query
+from aiodatastore.rowstore import Subscription
 from aiodatastore.shims.base import DEFAULT, Shim
 
 __all__ = [
@@ -131,6 +133,14 @@ class Around(Shim):
     async def lookup(self, keys: Sequence[Key], *, read_policy: ReadPolicy = ReadPolicy.STRONG) -> Lookup:
         """Ask the child."""
         return await self.around(Call("lookup", keys=keys), partial(self.child.lookup, keys, read_policy=read_policy))
+
+    async def subscribe(self, listener: ChangeListener, interval_s: float) -> Subscription | None:
+        """The child's: what is told stays as it is."""
+        return await self.child.subscribe(listener, interval_s)
+
+    async def lifetimes(self, keys: Sequence[Key]) -> Sequence[float | None]:
+        """Ask the child, as a lookup does."""
+        return await self.around(Call("lookup", keys=keys), partial(self.child.lifetimes, keys))
 
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """Ask the child; each page is an operation."""
