@@ -75,9 +75,18 @@ class Copies:
         """What there is of each key: one lookup."""
         encoded = [encode_key(key) for key in keys]
         found = await self.adapter.lookup([self._key(each) for each in encoded])
+        return self._places(keys, encoded, found.entities)
+
+    def read_now(self, keys: Sequence[Key]) -> list[Place] | None:
+        """The same, if the adapter has it at hand."""
+        encoded = [encode_key(key) for key in keys]
+        found = self.adapter.lookup_now([self._key(each) for each in encoded])
+        return None if found is None else self._places(keys, encoded, found)
+
+    def _places(self, keys: Sequence[Key], encoded: Sequence[bytes], found: Sequence[Entity | None]) -> list[Place]:
         return [
             Place(0) if entity is None else self._place(key, name, entity)
-            for key, name, entity in zip(keys, encoded, found.entities, strict=True)
+            for key, name, entity in zip(keys, encoded, found, strict=True)
         ]
 
     def _place(self, key: Key, encoded: bytes, stored: Entity) -> Place:
@@ -85,8 +94,8 @@ class Copies:
         try:
             if stored["key"] != encoded:
                 return Place(version)
-            if stored["doubt_at"] is not None:
-                return Place(version, None, float(stored["doubt_at"]))
+            if stored["doubt_at"] is not None or stored["moment"] < 0:
+                return Place(version, None, stored["doubt_at"])
             payload = stored["payload"]
             entity = None if payload is None else self._serializer.loads(key, payload, stored["version"])
             clock = None if stored["clock"] is None else self._clocks.setdefault(stored["clock"], stored["clock"])
@@ -111,8 +120,18 @@ class Copies:
 
         One atomic commit.
         """
-        now = time.time()
-        puts = [Put(self._doubt(key, now)) for key in keys]
+        return await self._put([self._empty(key, time.time()) for key in keys])
+
+    async def forget(self, keys: Sequence[Key]) -> None:
+        """Leave no copy and no doubt, whatever is there; what was read before is not written over it."""
+        await self._put([self._empty(key, None) for key in keys])
+
+    async def settle(self, keys: Iterable[tuple[Key, int]]) -> None:
+        """The same, where a place has this version still."""
+        await self._commit([(self._empty(key, None), version) for key, version in keys], None)
+
+    async def _put(self, entities: Sequence[Entity]) -> list[int]:
+        puts = [Put(entity) for entity in entities]
         [outcome] = await self.adapter.commit([Commit(writes=puts, token=os.urandom(16))])
         if outcome.error is not None:
             raise outcome.error
@@ -141,9 +160,9 @@ class Copies:
             doubt_at=None,
         )
 
-    def _doubt(self, key: Key, now: float) -> Entity:
+    def _empty(self, key: Key, doubt_at: float | None) -> Entity:
         return self._make(
-            key, payload=None, version=0, moment=0, clock=None, read_at=now, expires_at=None, doubt_at=now
+            key, payload=None, version=0, moment=-1, clock=None, read_at=0.0, expires_at=None, doubt_at=doubt_at
         )
 
     def _make(self, key: Key, **properties: object) -> Entity:
