@@ -31,6 +31,7 @@ _NEEDED = {
     "postgres": ("asyncpg", "sqlalchemy", "tortoise", "piccolo"),
     "redis": ("redis", "hiredis", "key_value.aio.stores.redis"),
     "file": ("aiofiles",),
+    "cluster": ("redis", "hiredis"),
 }
 
 
@@ -78,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         default=os.environ.get("AIODATASTORE_BENCH_REDIS"),
         help="likewise: AIODATASTORE_BENCH_REDIS",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="URL",
+        default=os.environ.get("AIODATASTORE_BENCH_CLUSTER"),
+        help="likewise, redis+cluster://…: AIODATASTORE_BENCH_CLUSTER",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots, as PNG and SVG (needs matplotlib)")
@@ -129,13 +136,10 @@ async def run_suite(
         engines: dict[str, Engine] = {}
         for name in names:
             benchmark = BENCHMARKS[name]
-            engine = None
-            for kind in benchmark.engines & ENGINES.keys():
-                if kind not in engines:
-                    made = ENGINES[kind](folder, (servers or {}).get(kind))
-                    engines[kind] = stack.enter_context(made)
-                    await made.look()
-                engine = engines[kind]
+            for kind in benchmark.engines & ENGINES.keys() - engines.keys():
+                made = ENGINES[kind](folder, (servers or {}).get(kind))
+                engines[kind] = stack.enter_context(made)
+                await made.look()
             own = folder / name
             own.mkdir()
             context = Context(
@@ -145,7 +149,7 @@ async def run_suite(
                 frozenset(works or ALL_WORKS),
                 tuple(spread or sizes.spread),
                 tuple(each for each in (sizes.processes if processes is None else processes) if each > 1),
-                engine,
+                {kind: engines[kind] for kind in benchmark.engines & engines.keys()},
             )
             await benchmark.run(context)
             shutil.rmtree(own)
@@ -179,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 works=options.work,
                 folder=Path(folder),
                 raw=options.json,
-                servers={"postgres": options.postgres, "redis": options.redis},
+                servers={"postgres": options.postgres, "redis": options.redis, "cluster": options.cluster},
                 spread=options.tasks,
                 processes=options.processes,
             )
@@ -196,7 +200,8 @@ def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Results of several runs on one machine as those of one; a benchmark that is in several counts from the last."""
     results = {result["name"]: result for run in runs for result in run["results"]}
     order = ["import", "memory_get", "memory_put", "sqlite_get", "sqlite_put", "sqlite_query", *BENCHMARKS]
-    ordered = sorted(results.values(), key=lambda result: order.index(result["name"]))
+    places = {name: place for place, name in enumerate(order)}
+    ordered = sorted(results.values(), key=lambda result: places.get(result["name"], len(order)))
     return {**runs[-1], "results": ordered}
 
 

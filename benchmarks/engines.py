@@ -19,7 +19,7 @@ from benchmarks.sides import Ours, Place, Side
 if TYPE_CHECKING:
     from aiodatastore.testing.servers import Server
 
-__all__ = ["ENGINES", "Engine", "FileEngine", "PostgresEngine", "RedisEngine", "processor_seconds"]
+__all__ = ["ENGINES", "ClusterEngine", "Engine", "FileEngine", "PostgresEngine", "RedisEngine", "processor_seconds"]
 
 POSTGRES_SETTINGS: dict[str, Any] = {
     "max_connections": 300,
@@ -232,7 +232,58 @@ class FileEngine(Engine):
             shutil.rmtree(folder)
 
 
-ENGINES: Mapping[str, type[Engine]] = {each.name: each for each in (PostgresEngine, RedisEngine, FileEngine)}
+class ClusterEngine(Engine):
+    """A cluster of three masters: only beside one server, with the same work."""
+
+    name = "cluster"
+    title = "Redis Cluster"
+    sides = (Ours,)
+    works = frozenset()
+    processes = False
+
+    def __enter__(self) -> Self:
+        if self.given is None:
+            from aiodatastore.testing.servers import ValkeyCluster
+
+            cluster = ValkeyCluster(replicas=0, node_timeout_ms=15_000, **VALKEY_SETTINGS)
+            self.dsn = self._stack.enter_context(cluster).dsn
+        else:
+            self.dsn = self.given
+        return self
+
+    async def look(self) -> None:
+        async with self._client() as client:
+            await client.initialize()
+            self.settings["masters"] = len(client.get_primaries())
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
+        from redis.asyncio.cluster import RedisCluster
+
+        async with RedisCluster.from_url(self.dsn.partition(",")[0].replace("+cluster", "")) as client:
+            yield client
+
+    @asynccontextmanager
+    async def place(self, name: str) -> AsyncIterator[Place]:
+        prefix = f"aiodatastore-bench-{name}-cluster:"
+        async with self._client() as client:
+            if await self._keys(client, prefix):
+                raise FileExistsError(f"the cluster has keys of an interrupted run: {prefix!r}; remove them first")
+            try:
+                mark = "&" if "?" in self.dsn else "?"
+                yield Place(f"{self.dsn}{mark}prefix={prefix}", self.dsn, folder=self.folder)
+            finally:
+                for key in await self._keys(client, prefix):
+                    await client.unlink(key)
+
+    @staticmethod
+    async def _keys(client: Any, prefix: str) -> list[bytes]:
+        return [key async for key in client.scan_iter(match=f"*{prefix}*", count=10_000)]
+
+
+ENGINES: Mapping[str, type[Engine]] = {
+    each.name: each for each in (PostgresEngine, RedisEngine, FileEngine, ClusterEngine)
+}
 """Those with sides of one form; memory and SQLite have theirs in :mod:`benchmarks.suite`."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from aiodatastore.bench.measure import Figures
 from aiodatastore.bench.report import Result, baseline, fact_text, settings_text
+from benchmarks.composed import COMPOSED_WORKS
 from benchmarks.engines import ENGINES
 from benchmarks.targets import targets
 
@@ -27,10 +28,12 @@ python -m benchmarks --size full --json benchmarks/results/full.json \\
     --plots benchmarks/results --page docs/benchmarks.md      # all of this page
 python -m benchmarks --engine postgres --work get,put         # some of it, quickly
 python -m benchmarks --engine redis --tasks 1,64 --processes 1 --redis redis://127.0.0.1:6379
+python -m benchmarks --work shims,cached,sharded              # what is put around and over stores
 ```
 
-PostgreSQL and Valkey are started for the run, from the packages that the tests use; with `--postgres` or `--redis` a
-server of yours is measured, in schemas or under prefixes of its own, which are removed afterwards.
+PostgreSQL, Valkey and a cluster are started for the run, from the packages that the tests use; with `--postgres`,
+`--redis` or `--cluster` a server of yours is measured, in schemas or under prefixes of its own, which are removed
+afterwards.
 
 A store of your own, with the same work but without the peers (in a namespace of its own, which is emptied
 afterwards; other data is not touched):
@@ -54,6 +57,18 @@ _METHOD = """\
 - Everything runs under asyncio in one process and one event loop. "2 × 64" is two processes with 64 tasks each: there
   rounds last for a time, and all processes begin together. Imports run in a process of their own.
 - Clients and servers share the machine's processors.
+
+Shims and collections are measured beside the stores that they are made of, with the same data:
+
+- **A shim** costs less than what a machine does between two long rounds. So it and a plain store take turns in many
+  rounds of 50 ms, in a memory store, where a get takes a few microseconds. "nothing" is a second plain store: what it
+  differs by can't be told apart here. Those with a bound have nothing to do for these gets: the level of `Logged` is
+  off, nothing is too large for `Limited`, the entities of `Compressed` and `Encrypted` have indexed properties only.
+- **A cache**: hits are of keys that it holds; misses are of keys read in turn, where it holds sixteen. What is told by
+  the store comes by `LISTEN`; without, copies are served until their time is over. With Zipf's law a few keys are in
+  most operations: the picture shows what a hit ratio is worth.
+- **Shards** have the same entities as the one store beside them, spread by their keys. All of them are on this
+  machine, so that nothing is gained from more machines: what is measured is what spreading costs.
 
 The peers are used as their documentation advises, and as well as we know how:
 
@@ -129,11 +144,15 @@ def write_page(results: Raw, page: Path, plots: Path | None, raw: Sequence[Path]
 
 
 def _group(name: str) -> str:
-    engine = ENGINES.get(name.partition("_")[0])
+    first = name.partition("_")[0]
+    if first in COMPOSED_WORKS:
+        return _COMPOSED
+    engine = ENGINES.get(first)
     return engine.title if engine else "The package" if name == "import" else "Memory and SQLite"
 
 
-_GROUPS = (*(engine.title for engine in ENGINES.values()), "Memory and SQLite", "The package")
+_COMPOSED = "Shims and collections"
+_GROUPS = (*(engine.title for engine in ENGINES.values()), "Memory and SQLite", _COMPOSED, "The package")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -176,11 +195,12 @@ def _result(raw: Raw) -> Result:
         Figures(each["name"], each["tasks"], each["ours"], each.get("processes", 1), each["rounds_per_s"])
         for each in raw["subjects"]
     ]
-    return Result(raw["name"], raw["title"], figures, raw["settings"], raw["facts"], raw["notes"])
+    compared = raw.get("compared", "ours is")
+    return Result(raw["name"], raw["title"], figures, raw["settings"], raw["facts"], raw["notes"], compared)
 
 
 def _section(raw: Raw, plot: str | None) -> str:
-    title = raw["title"].partition(": ")[2]
+    title = raw["title"] if _group(raw["name"]) == _COMPOSED else raw["title"].partition(": ")[2]
     lines = [f"### {_NAMES.get(raw['name']) or title[:1].upper() + title[1:]}\n"]
     if raw["settings"]:
         lines.append(settings_text(raw["settings"]) + ".\n")
@@ -219,5 +239,5 @@ def _rates(raw: Raw) -> str:
         )
     there = ("in server",) if served else ()
     times = ("median µs", "p90", "p99", "max")
-    columns = ("", "tasks", "per second", "ours is", "CPU µs", *there, *times, "misses", "errors")
+    columns = ("", "tasks", "per second", result.compared, "CPU µs", *there, *times, "misses", "errors")
     return _table(columns, rows)

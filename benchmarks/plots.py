@@ -31,6 +31,8 @@ def draw(results: Raw, directory: Path) -> list[Path]:
         drawer: Callable[[Raw], Figure] | None = None
         if any(isinstance(fact, list) for fact in result["facts"].values()):
             drawer = _import
+        elif result.get("curve"):
+            drawer = _curve
         elif result["subjects"]:
             crowds = {subject["tasks"] for subject in result["subjects"]}
             drawer = _scaling if len(crowds) > 2 else _compared
@@ -135,6 +137,31 @@ def _scaling(result: Raw) -> Figure:
         axis.grid(alpha=0.25)
     figure.legend(loc="lower center", ncols=4, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.05 + 0.04 * (len(lines) // 4), 1, 1))
+    return figure
+
+
+def _curve(result: Raw) -> Figure:
+    """What depends on what, a line each; at 1 it is as without."""
+    import matplotlib.pyplot as plt
+
+    curve = result["curve"]
+    figure, axes = plt.subplots(figsize=(6.5, 3.8))
+    figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
+    axes.axhline(1, color="#777777", linewidth=0.8, linestyle=":")
+    colors = [_OURS, *_PEERS]
+    for number, (name, points) in enumerate(curve["lines"].items()):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, marker=".", color=colors[number % len(colors)], label=name)
+    if curve["doubling"]:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_major_formatter("{x:g}×")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(curve["across"])
+    axes.set_ylabel(curve["up"])
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.tight_layout()
     return figure
 
 

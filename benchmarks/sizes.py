@@ -16,8 +16,9 @@ class Size:
     """Entities to read, items to query (few and many), YCSB records, accounts, cities to import, subprocesses, other
     things to import.
 
-    ``tasks``: how many work side by side, where it is not one; ``spread``: the same where it is varied;
-    ``processes``: of how many processes, each with ``tasks`` tasks, besides one.
+    ``pair`` is for two that differ little: many short rounds. ``tasks``: how many work side by side, where it is not
+    one; ``spread``: the same where it is varied; ``processes``: of how many processes, each with ``tasks`` tasks,
+    besides one.
     """
 
     tasks: int
@@ -34,10 +35,11 @@ class Size:
     listings: int
     effort: Effort
     mixed: Effort
+    pair: Effort
 
 
 SIZES = {
-    "tiny": Size(8, (1, 8), (2,), 200, 200, 600, 200, 100, 10, 200, 1, 200, Effort(1, 0.002), Effort(1, 0.002)),
+    "tiny": Size(8, (1, 8), (2,), 200, 200, 600, 200, 100, 10, 200, 1, 200, *[Effort(1, 0.002)] * 3),
     "small": Size(
         64,
         (1, 8, 64, 256),
@@ -53,6 +55,7 @@ SIZES = {
         50_000,
         Effort(5, 0.2),
         Effort(3, 0.4),
+        Effort(15, 0.04),
     ),
     "full": Size(
         64,
@@ -69,6 +72,7 @@ SIZES = {
         500_000,
         Effort(7, 0.4),
         Effort(5, 1.0),
+        Effort(25, 0.05),
     ),
 }
 """``cities=None``: all of them."""

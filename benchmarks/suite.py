@@ -6,9 +6,9 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aiodatastore.bench.measure import compare
 from aiodatastore.bench.report import Report, Result
 from aiodatastore.bench.workloads import SHAPES, Bank, Items, People, Records, draw_fresh
 from aiodatastore.datastore import Datastore
+from benchmarks.composed import COMPOSED, COMPOSED_WORKS
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.matrix import MATRIX
 from benchmarks.peers.memory import KeyValueMemory
@@ -52,7 +53,8 @@ _SETTINGS_SQLITE = {"journal_mode": "WAL", "synchronous": "FULL", "cache_mb": 64
 class Context:
     """What every benchmark gets: where to report, how much to do, a folder of its own, and which works are wanted.
 
-    ``spread``, ``processes``: see :class:`~benchmarks.sizes.Size`. ``engine`` is the open one, for those of the matrix.
+    ``spread``, ``processes``: see :class:`~benchmarks.sizes.Size`. ``engines`` are those of servers and files that the
+    benchmark names, open.
     """
 
     report: Report
@@ -61,7 +63,7 @@ class Context:
     works: frozenset[str]
     spread: tuple[int, ...]
     processes: tuple[int, ...]
-    engine: Engine | None = None
+    engines: Mapping[str, Engine] = field(default_factory=dict)
 
     @asynccontextmanager
     async def store(self, name: str) -> AsyncIterator[Datastore]:
@@ -359,10 +361,9 @@ class Benchmark:
     run: Callable[[Context], Awaitable[None]]
 
 
-def _of_matrix(work: str) -> Callable[[Context], Awaitable[None]]:
+def _of_matrix(engine: str, work: str) -> Callable[[Context], Awaitable[None]]:
     async def run(context: Context) -> None:
-        assert context.engine is not None
-        await MATRIX[work](context, context.engine, work)
+        await MATRIX[work](context, context.engines[engine], work)
 
     return run
 
@@ -381,13 +382,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "contention": _benchmark("memory sqlite", "bank counter", contention),
     "cities": _benchmark("memory sqlite", "import", cities),
     **{
-        f"{engine.name}_{work}": _benchmark(engine.name, work, _of_matrix(work))
+        f"{engine.name}_{work}": _benchmark(engine.name, work, _of_matrix(engine.name, work))
         for engine in ENGINES.values()
         for work in MATRIX
         if work in engine.works
     },
+    **{name: _benchmark(engines, work, run) for name, (engines, work, run) in COMPOSED.items()},
 }
 """Name → what it runs, and when."""
 
 ALL_ENGINES = ("memory", "sqlite", *ENGINES, "package")
-ALL_WORKS = ("get", "put", "modify", "counter", "bank", "query", "shapes", "ycsb", "import")
+ALL_WORKS = ("get", "put", "modify", "counter", "bank", "query", "shapes", "ycsb", "import", *COMPOSED_WORKS)

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiodatastore.bench.report import Result, Target
 from benchmarks import suite
+from benchmarks.composed.targets import composed_targets
 from benchmarks.loading import LINES
 from benchmarks.peers.files import AioFiles, AioFilesParsed, ThreadedFiles
 from benchmarks.peers.orms import Alchemy, Piccolo, Tortoise
@@ -67,6 +68,7 @@ def targets(results: Sequence[Result], tasks: int = 64) -> list[Target]:
         *_redis(results, tasks),
         *_file(results, tasks),
         *_embedded(results, tasks),
+        *composed_targets(results, tasks),
     ]
 
 

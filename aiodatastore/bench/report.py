@@ -22,7 +22,7 @@ from rich.table import Table
 
 from aiodatastore.bench.measure import Figures
 
-__all__ = ["Report", "Result", "Target", "baseline", "environment", "fact_text", "settings_text"]
+__all__ = ["Curve", "Report", "Result", "Target", "baseline", "environment", "fact_text", "settings_text"]
 
 _PACKAGES = (
     "aiodatastore-engine",
@@ -44,11 +44,35 @@ _PACKAGES = (
 
 
 @dataclass(slots=True)
+class Curve:
+    """Something that depends on something: what the axes are, and the points of each line, by name.
+
+    ``doubling``: what is across doubles from point to point.
+    """
+
+    across: str
+    up: str
+    doubling: bool = False
+    lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, line: str, x: float, y: float | None) -> None:
+        """A point, if it was measured."""
+        if y is not None:
+            self.lines.setdefault(line, []).append((x, y))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        lines = {name: [(round(x, 4), round(y, 4)) for x, y in points] for name, points in self.lines.items()}
+        return {"across": self.across, "up": self.up, "doubling": self.doubling, "lines": lines}
+
+
+@dataclass(slots=True)
 class Result:
     """A benchmark's outcome: what was measured, under which settings, and what to know about it.
 
     Each peer is compared with the subject of ours that has the same case (what stands before ``": "`` in its name)
-    and as many tasks. ``facts`` are measurements that are no rates.
+    and as many tasks; ``compared`` heads the column that says how many times as fast that one is. ``facts`` are
+    measurements that are no rates; ``curve`` is what is worth a picture.
     """
 
     name: str
@@ -57,6 +81,8 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    compared: str = "ours is"
+    curve: Curve | None = None
 
     def rate(self, name: str, tasks: int = 1) -> float:
         """The rate of a subject; 0 if it was not measured."""
@@ -80,6 +106,8 @@ class Result:
             "settings": self.settings,
             "facts": self.facts,
             "notes": self.notes,
+            "compared": self.compared,
+            "curve": None if self.curve is None else self.curve.as_dict(),
             "subjects": [figures.as_dict() for figures in self.figures],
         }
 
@@ -208,7 +236,7 @@ class Report:
         served = any(figures.server for figures in result.figures)
         there = ("in server",) if served else ()
         times = ("median µs", "p90", "p99", "max")
-        for name in ("tasks", "per second", "ours is", "CPU µs", *there, *times, "misses", "errors"):
+        for name in ("tasks", "per second", result.compared, "CPU µs", *there, *times, "misses", "errors"):
             table.add_column(name, justify="right")
         tasks = None
         for figures in result.figures:

