@@ -31,6 +31,7 @@ from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.redis import RedisRowStore
 from aiodatastore.adapters.redis import store as module
 from aiodatastore.adapters.redis.address import parse_address
+from aiodatastore.adapters.redis.connections import Connections
 from aiodatastore.adapters.redis.durability import Persistence
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.errors import (
@@ -689,6 +690,7 @@ async def test_cancelled_calls_leave_no_answer_to_others(server: ValkeyServer, c
         for task in tasks:
             task.cancel()
         assert {type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)} <= {asyncio.CancelledError}
+        assert isinstance(store._connections, Connections)
         assert not store._connections._lent
         assert len(store._connections._idle) <= 3
         assert len(await index_rows(store)) == 50

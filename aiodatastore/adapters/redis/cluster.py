@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
 
 from aiodatastore.adapters.forking import open_stores
-from aiodatastore.adapters.redis.address import Address, parse_address
+from aiodatastore.adapters.redis.address import TLS_SETTINGS, Address, parse_address
 from aiodatastore.adapters.redis.connections import Command, Connections, NotSentError, connector
 from aiodatastore.adapters.redis.durability import Durability, Persistence, inquire
-from aiodatastore.errors import BadArgumentError
+from aiodatastore.errors import BadArgumentError, UnavailableError
 
 __all__ = ["SLOTS", "Cluster", "SlotLink", "hash_slot", "hash_tags", "parse_seeds"]
 
@@ -116,11 +116,20 @@ class Cluster:
 
     ``max_connections`` are to each node: so many exchanges at a time, others wait in the order in which they came.
     It is open as long as any of its links is.
+
+    :raises BadArgumentError: if a setting is out of range
     """
 
     def __init__(
         self, seeds: Sequence[Address], *, max_connections: int = 10, timeout_s: float = 5.0, **tls: Any
     ) -> None:
+        if max_connections < 1 or timeout_s <= 0:
+            raise BadArgumentError("max_connections must be at least 1, timeout_s above 0")
+        unknown = set(tls).difference(TLS_SETTINGS)
+        if unknown:
+            raise BadArgumentError(f"unknown setting {min(unknown)!r}")
+        if tls and seeds[0].scheme != "rediss":
+            raise BadArgumentError(f"{min(tls)} is for rediss+cluster:// URLs")
         self.seeds = tuple(seeds)
         self._max_connections = max_connections
         self._timeout_s = timeout_s
@@ -137,6 +146,8 @@ class Cluster:
         self._learning = asyncio.Lock()
         self._inquiring = asyncio.Lock()
         self._durability: Durability | None = None
+        self._attempts = 0
+        self._failure: UnavailableError | None = None
 
     def __repr__(self) -> str:
         return f"<Cluster {self.shown}>"
@@ -313,9 +324,17 @@ class Cluster:
 
     async def begin(self, find: Callable[[], Awaitable[object]], log: logging.Logger) -> Durability:
         """What the settings of all nodes mean together; the first of the stores does ``find``, which learns of them."""
+        attempts = self._attempts
         async with self._inquiring:
             if self._durability is None:
-                await find()
+                if self._attempts > attempts and self._failure is not None:
+                    raise type(self._failure)(str(self._failure)) from self._failure  # not each waits for itself
+                self._attempts += 1
+                try:
+                    await find()
+                except UnavailableError as exc:
+                    self._failure = exc
+                    raise
                 self._durability = await self._inquire(log)
             return self._durability
 

@@ -83,7 +83,7 @@ def translate(exc: BaseException, url: str) -> DatastoreError:
     if "WRONGTYPE" in text:
         return CorruptDataError(f"{url}: a key under this prefix is not of this package: choose another prefix")
     if isinstance(exc, exceptions.MovedError) or _code(exc) in _CLUSTER:
-        return UnavailableError(f"{url}: this is a node of a cluster, and this store is for a single server")
+        return UnavailableError(f"{url}: this is a node of a cluster: use redis+cluster://")
     if isinstance(exc, exceptions.ResponseError) and "too big" in text:
         return BadRequestError(f"{url}: the request is larger than the server takes: {text}")
     return UnavailableError(f"{url}: {text or type(exc).__name__}")
