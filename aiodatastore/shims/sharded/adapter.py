@@ -45,7 +45,7 @@ class Sharded(Routed):
         merged with others (its results are in another order, it has another serializer)
     """
 
-    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"names": lambda text: text.split(",")}
+    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"by": str, "names": lambda text: text.split(",")}
 
     def __init__(
         self,
