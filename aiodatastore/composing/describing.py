@@ -37,7 +37,7 @@ class Part:
         return {**found, "settings": dict(self.settings), "children": [child.to_dict() for child in self.children]}
 
     def __str__(self) -> str:
-        settings = "".join(f"  {name}={value}" for name, value in self.settings.items() if value != "none")
+        settings = "".join(f"  {name}={value}" for name, value in self.settings.items() if value not in ("none", ""))
         return f"{self.label + ' = ' if self.label else ''}{self.url or self.name}{settings}"
 
 
@@ -94,29 +94,20 @@ def _part(adapter: Adapter, label: str) -> Part:
             if not any(value is child for child in children):
                 children.append(value)
                 labels.append(name)
-        elif not _holds_adapters(value):
+        else:
             settings[name] = _shown(value)
     parts = tuple(_part(child, each) for child, each in zip(children, labels, strict=True))
     return Part(_name(adapter), label, "" if adapter.children else adapter.url, settings, parts)
 
 
 def _labels(adapter: Adapter, children: Sequence[Adapter]) -> list[str]:
-    """What the settings call a child, or the pattern it is mounted under."""
-    named: list[tuple[str, Adapter]] = []
-    for name, value in adapter.settings.items():
-        if isinstance(value, Adapter):
-            named.append((name, value))
-        elif isinstance(value, Mapping):
-            named += [(str(pattern), each) for pattern, each in value.items() if isinstance(each, Adapter)]
-    mounts = getattr(adapter, "mounts", None)
-    if isinstance(mounts, Mapping):
-        named += [(str(pattern), each) for pattern, each in mounts.items() if isinstance(each, Adapter)]
-    return [next((name for name, each in named if each is child), "") for child in children]
-
-
-def _holds_adapters(value: object) -> bool:
-    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return any(isinstance(each, Adapter) for each in held)
+    """What an adapter calls its children: by their ``names``, if it has as many, or by the setting each was given as."""
+    names = getattr(adapter, "names", None)
+    if isinstance(names, Sequence) and not isinstance(names, str) and len(names) == len(children):
+        return [str(name) for name in names]
+    settings = [*adapter.settings, *getattr(adapter, "url_settings", ())]
+    given = {name: adapter.settings.get(name, getattr(adapter, name, None)) for name in settings}
+    return [next((name for name, value in given.items() if value is child), "") for child in children]
 
 
 def _shown(value: object) -> str:
@@ -124,6 +115,8 @@ def _shown(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, list | tuple | set | frozenset):
+        return ",".join(map(_shown, sorted(value, key=str) if isinstance(value, set | frozenset) else value))
     return str(value)
 
 

@@ -78,6 +78,11 @@ class Several(Shim):
             raise UnsupportedError("not by never")
         super().__init__(children[0])
         self.several = list(children)
+        self.by = by
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        return {"by": self.by, "sizes": (1, 2), "none": []}
 
     @property
     def children(self) -> Sequence[Adapter]:
@@ -94,6 +99,7 @@ class Mounts(Shim):
     def __init__(self, mounts: Mapping[str, Adapter]) -> None:
         super().__init__(next(iter(mounts.values())))
         self.mounts = mounts
+        self.names = list(mounts)
 
     @property
     def children(self) -> Sequence[Adapter]:
@@ -365,7 +371,7 @@ def test_the_tree_and_who_lost_what() -> None:
     assert str(found).partition("\n\n")[0] == "\n".join(
         [
             "before",
-            "├── several",
+            "├── several  by=group  sizes=1,2",
             "│   ├── plain  seconds=2.0",
             "│   │   └── memory://",
             "│   └── keyed",
