@@ -55,14 +55,15 @@ class KeyTransform(Shim):
     """Stores entities under other keys: ``encode(key)`` is the key inside, ``decode`` its inverse.
 
     >>> import asyncio
-    >>> def shout(key: Key) -> Key:
-    ...     return Key(*(part.swapcase() if isinstance(part, str) else part for part in key.path))
+    >>> from aiodatastore.adapters.registry import adapter_from_url
     >>> async def main():
-    ...     async with Datastore(KeyTransform(memory, encode=shout, decode=shout, kinds=(str.swapcase,) * 2)) as ds:
+    ...     swapped = lambda key: Key(key.kind, key.name.swapcase())
+    ...     memory = adapter_from_url("memory://")
+    ...     async with Datastore(KeyTransform(memory, encode=swapped, decode=swapped)) as ds:
     ...         await ds.put(Entity(Key("Person", "Ada"), {"born": 1815}))
-    ...         return await ds.query("Person").keys(), list(memory.store._records)[-1]
+    ...         return await ds.query("Person").keys(), (await memory.lookup([Key("Person", "aDA")])).entities
     >>> asyncio.run(main())
-    ([Key('Person', 'Ada')], b'\\x00\\x00pERSON\\x00\\x10aDA\\x00')
+    ([Key('Person', 'Ada')], [Entity(Key('Person', 'aDA'), {'born': 1815}, version=2)])
 
     All elements of a key may change; that queries still find what they should, three things must hold, which every
     write is checked for (``BadKeyError`` says which does not):
@@ -224,7 +225,7 @@ class KeyTransform(Shim):
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """The child's results under their keys outside."""
         if query.kind in METADATA_KINDS:
-            return MetadataStream(self, query, options)
+            return self._run_metadata(query, options)
         return KeyStream(self, query, options)
 
     async def aggregate(
@@ -232,22 +233,19 @@ class KeyTransform(Shim):
     ) -> AggregateResult:
         """Of the child's results."""
         if query.kind in METADATA_KINDS:
-            page = await MetadataStream(self, query, options).next_page()
-            values: dict[str, Any] = {"count": len(page.results), "sum": 0, "avg": None, "total": RunningSum()}
-            return AggregateResult(
-                [values[function] for function, _ in aggregations],
-                page.version,
-                page.checks,
-                page.spans,
-                page.newest,
-                page.clock,
-            )
+            return await self._run_metadata(query, options).aggregate(aggregations)
         try:
             found = await self.child.aggregate(self.inner_query(query)[0], aggregations, options)
         except NeedIndexError as exc:
             self._raise_outer(exc)
         found.checks = {self._outer(key): version for key, version in found.checks.items()}
         return found
+
+    def _run_metadata(self, query: Query, options: RunOptions) -> MetadataStream:
+        home = (query.project_id, query.namespace)
+        return MetadataStream(
+            self.child, query, options, self._inner_partition(home), lambda entity: self.outer_metadata(entity, home)
+        )
 
     # -------------------------------------------------------------------------------------- queries
 
@@ -374,7 +372,7 @@ class KeyTransform(Shim):
             names = {self._inner(key): key for key in (*_written(commit.writes), *commit.checks)}
             outcome.conflicts = {names[key]: version for key, version in outcome.conflicts.items()}
             if outcome.versions is not None:
-                outcome.versions = {names[key]: version for key, version in outcome.versions.items()}
+                outcome.versions = {names[key]: each for key, each in outcome.versions.items() if key in names}
         return outcome
 
     async def prepare(self, commit: Commit, name: str) -> Outcome:
@@ -519,15 +517,25 @@ class KeyStream(ResultStream):
 
 
 class MetadataStream(ResultStream):
-    """A query of a metadata kind: the child's whole list, chosen from and put in order here."""
+    """A query of a metadata kind: the child's whole list of a partition, chosen from and put in order here.
 
-    def __init__(self, shim: KeyTransform, query: Query, options: RunOptions) -> None:
-        self._shim = shim
+    ``outer`` gives the entity that stands for one of the child's, or None if there is none.
+    """
+
+    def __init__(
+        self,
+        child: Adapter,
+        query: Query,
+        options: RunOptions,
+        partition: Partition,
+        outer: Callable[[Entity], Entity | None],
+    ) -> None:
         self._query = query
         self._normal = normalize(query)
-        project, namespace = shim._inner_partition((query.project_id, query.namespace))
+        project, namespace = partition
         base = Query(query.kind, project=project, namespace=namespace)
-        self._child = shim.child.run(base, replace(options, positions=False, page_size=None))
+        self._child = child.run(base, replace(options, positions=False, page_size=None))
+        self._outer = outer
         self._options = options
         self._done = False
         self._end: bytes | None = None
@@ -544,8 +552,7 @@ class MetadataStream(ResultStream):
             whole.checks.update(page.checks)
             whole.spans += page.spans
             whole.newest = max(whole.newest, page.newest)
-        home = (self._query.project_id, self._query.namespace)
-        entities = [self._shim.outer_metadata(entity, home) for entity in found]
+        entities = [self._outer(entity) for entity in found]
         hits = sorted(
             (match for entity in entities if entity is not None for match in self._normal.matches(entity)),
             key=lambda match: match[0],
@@ -562,6 +569,19 @@ class MetadataStream(ResultStream):
         whole.end, whole.more, whole.skipped = self._end, False, skipped
         whole.checks = {}  # metadata entities are nowhere stored
         return whole
+
+    async def aggregate(self, aggregations: Sequence[Aggregation]) -> AggregateResult:
+        """Of all of it; there are no numbers to add up."""
+        page = await self.next_page()
+        values: dict[str, Any] = {"count": len(page.results), "sum": 0, "avg": None, "total": RunningSum()}
+        return AggregateResult(
+            [values[function] for function, _ in aggregations],
+            page.version,
+            page.checks,
+            page.spans,
+            page.newest,
+            page.clock,
+        )
 
     def explain(self) -> Explanation:
         """The child's."""

@@ -23,8 +23,9 @@ class LowercaseKeys(KeyTransform):
     """Stores names of keys (with ``kinds=True`` their kinds, too) in lower case: however spelled, one entity.
 
     >>> import asyncio
+    >>> from aiodatastore.adapters.registry import adapter_from_url
     >>> async def main():
-    ...     async with Datastore(LowercaseKeys(memory)) as ds:
+    ...     async with Datastore(LowercaseKeys(adapter_from_url("memory://"))) as ds:
     ...         await ds.put(Entity(Key("Person", "Ada@Example.com"), {"born": 1815}))
     ...         return await ds.get(Key("Person", "ada@EXAMPLE.com")), await ds.query("Person").keys()
     >>> asyncio.run(main())

@@ -19,15 +19,14 @@ class Namespaced(KeyTransform):
     """A tenant's own part of a store: nothing outside of ``namespace`` is seen, found, counted or written.
 
     >>> import asyncio
+    >>> from aiodatastore.adapters.registry import adapter_from_url
     >>> async def main():
-    ...     acme, beta = Datastore(Namespaced(memory, "acme")), Datastore(Namespaced(memory, "beta"))
-    ...     async with acme:
-    ...         await acme.put([Entity(Key("Task", 1)), Entity(Key("Task", 2, namespace="archive"))])
-    ...     async with beta:
-    ...         theirs = await beta.get(Key("Task", 1))
-    ...     return theirs, await memory.partitions()
+    ...     memory = adapter_from_url("memory://")
+    ...     async with Datastore(Namespaced(memory, "acme")) as ds:
+    ...         await ds.put([Entity(Key("Task", 1)), Entity(Key("Task", 2, namespace="archive"))])
+    ...         return await ds.get(Key("Task", 1)), await memory.partitions()
     >>> asyncio.run(main())
-    (None, [('', 'acme'), ('', 'acme.archive')])
+    (Entity(Key('Task', 1), {}, version=2), [('', 'acme'), ('', 'acme.archive')])
 
     The application inside has namespaces of its own: its default one is ``acme`` in the store, its ``archive`` is
     ``acme.archive``. Two tenants never meet: a dot in ``namespace`` is stored as two, and an inner namespace that

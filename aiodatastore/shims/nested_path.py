@@ -22,7 +22,8 @@ _MAX_LENGTH = 18
 class NestedPath(KeyTransform):
     """Puts ``depth`` parents above every key, each named by ``length`` characters of the key's first name.
 
-    >>> nested = NestedPath(memory, depth=2, length=2)
+    >>> from aiodatastore.adapters.registry import adapter_from_url
+    >>> nested = NestedPath(adapter_from_url("memory://"), depth=2, length=2)
     >>> print(nested.nested(Key("Person", "lovelace")), nested.nested(Key("Person", "li", "Task", 7)))
     /Person:lo/Person:ve/Person:lovelace /Person:li/Person:1/Person:li/Task:7
     >>> print(nested.nested(Key("Task", 123456)))

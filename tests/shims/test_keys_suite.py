@@ -7,6 +7,7 @@ from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.namespaced import Namespaced
 from aiodatastore.shims.nested_path import NestedPath
+from aiodatastore.shims.symlinks import Symlinks
 from tests.shims.stacks import ShimSuite
 
 
@@ -57,3 +58,7 @@ class TestNestedPath(ShimSuite):
 
 class TestLowercaseKeys(ShimSuite):
     wrap = staticmethod(LowercaseKeys)
+
+
+class TestSymlinks(ShimSuite):
+    wrap = staticmethod(Symlinks)
