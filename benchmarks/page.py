@@ -28,7 +28,7 @@ python -m benchmarks --size full --json benchmarks/results/full.json \\
     --plots benchmarks/results --page docs/benchmarks.md      # all of this page
 python -m benchmarks --engine postgres --work get,put         # some of it, quickly
 python -m benchmarks --engine redis --tasks 1,64 --processes 1 --redis redis://127.0.0.1:6379
-python -m benchmarks --work shims,cached,sharded              # what is put around and over stores
+python -m benchmarks --work shims,cached,sharded,keyvalue     # what is put around and over stores
 ```
 
 PostgreSQL, Valkey and a cluster are started for the run, from the packages that the tests use; with `--postgres`,
@@ -81,7 +81,8 @@ The peers are used as their documentation advises, and as well as we know how:
 - **redis-py**: hiredis, a blocking pool of ten (20 or 64 were not faster). An entity is a string of JSON, its indexes
   are sorted sets: a put is `MULTI`, `SET`, three `ZADD`, `EXEC`; a transaction `WATCH`, `GET`, `MULTI`, `SET`, `ZADD`,
   `EXEC`, and again if it is refused. `INCRBY` is beside the counter, being what one would use for it.
-- **py-key-value-aio**: its `RedisStore` on the same pool, and its `MemoryStore`. They keep JSON and no indexes.
+- **py-key-value-aio**: its `RedisStore` on the same pool, its `MemoryStore` and its `DiskStore`, which is diskcache:
+  SQLite that does not wait for the disk. They keep JSON and no indexes.
 - **aiofiles**: reads the very documents that our file store has written. A put writes a temporary file, `fsync`s and
   renames it and `fsync`s the folder; no indexes. Beside it the same in one trip to a thread.
 - **aiosqlite**: one connection, WAL, `synchronous=FULL`, a page cache of 64 MB: the settings of our SQLite adapter.

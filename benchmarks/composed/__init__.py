@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.composed.cached import commits, gets, second_level, sweep
+from benchmarks.composed.keyvalue import plain_values
 from benchmarks.composed.sharded import cluster, plain, queries, transactions, width
 from benchmarks.composed.shims import one_shim, stacks
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPOSED", "COMPOSED_WORKS"]
 
-COMPOSED_WORKS = ("shims", "cached", "sharded")
+COMPOSED_WORKS = ("shims", "cached", "sharded", "keyvalue")
 
 COMPOSED: dict[str, tuple[str, str, Callable[[Context], Awaitable[None]]]] = {
     "shims": ("memory", "shims", one_shim),
@@ -28,5 +29,6 @@ COMPOSED: dict[str, tuple[str, str, Callable[[Context], Awaitable[None]]]] = {
     "sharded_plain": ("memory sqlite", "sharded", plain),
     "sharded_transaction": ("postgres", "sharded", transactions),
     "sharded_cluster": ("redis cluster", "sharded", cluster),
+    "keyvalue": ("memory sqlite", "keyvalue", plain_values),
 }
 """Name → engines, works and what runs it. Results are named after these, too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiodatastore.bench.report import Result, Target
-from benchmarks.composed import cached, sharded, shims
+from benchmarks.composed import cached, keyvalue, sharded, shims
 
 __all__ = ["composed_targets"]
 
@@ -13,7 +13,7 @@ __all__ = ["composed_targets"]
 def composed_targets(results: Sequence[Result], tasks: int) -> list[Target]:
     """Each with what was wanted and measured."""
     found = {result.name: result for result in results}
-    return [*_shims(found, tasks), *_cached(found, tasks), *_sharded(found, tasks)]
+    return [*_shims(found, tasks), *_cached(found, tasks), *_sharded(found, tasks), *_keyvalue(found, tasks)]
 
 
 def _times(found: dict[str, Result], result: str, quick: str, slow: str, tasks: int = 1) -> float | None:
@@ -175,4 +175,17 @@ def _sharded(found: dict[str, Result], tasks: int) -> list[Target]:
             for work in ("get", "put")
             for told, number in (("1 task", 1), (at, tasks))
         ),
+    ]
+
+
+def _keyvalue(found: dict[str, Result], tasks: int) -> list[Target]:
+    return [
+        Target(
+            f"KeyValue {work}, {engine}, {number} task{'s' if number > 1 else ''}, against {peer}",
+            None,
+            _times(found, f"keyvalue_{work}", f"{engine}: {keyvalue.OURS}", f"{engine}: {peer}", number),
+        )
+        for work in ("get", "put")
+        for engine, peer in (("memory", keyvalue.MEMORY), ("SQLite", keyvalue.DISK))
+        for number in (1, tasks)
     ]
