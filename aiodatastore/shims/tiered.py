@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from aiodatastore.adapters.base import (
-    MIXED,
     Adapter,
     Commit,
     Lookup,
@@ -48,8 +48,8 @@ class Tiered(Shim):
     >>> from aiodatastore import Datastore, Entity, Key
     >>> from aiodatastore.adapters.registry import adapter_from_url
     >>> async def main():
-    ...     fast, complete = adapter_from_url("memory://"), adapter_from_url("sqlite:///:memory:")
-    ...     async with Datastore(Tiered([fast, complete], staleness_s=1.0)) as ds:
+    ...     fast, complete = adapter_from_url("memory://"), adapter_from_url("memory://")
+    ...     async with Datastore(Tiered([fast, complete])) as ds:
     ...         await ds.put(Entity(Key("Person", "ada"), {"born": 1815}))
     ...         ada = await ds.get(Key("Person", "ada"))
     ...         return ada["born"], await ds.query("Person").count()
@@ -59,36 +59,36 @@ class Tiered(Shim):
     The last tier is the authority for versions, and answers queries and aggregates. Those above it hold copies with
     its versions, not entities of their own; what is asked of them directly is nobody's business but this shim's.
 
-    A commit first marks what it writes as in doubt in every tier above, then goes to the last, then replaces the marks by
-    the new copies. Copies in doubt are not read, and nobody fills them: so after a commit has returned, whoever reads
+    A commit first marks what it writes in every tier above, then goes to the last, then replaces the marks by the new
+    copies. What is marked is not read there, and nobody fills it: so after a commit has returned, whoever reads
     through the same tiers sees it, in whichever process, and also if a process ends half-way. A mark that nobody
-    replaced counts for ``doubt_s`` seconds: a commit must not take longer.
+    took away counts for ``mark_s`` seconds: a commit must not take longer.
 
     What differs from :class:`~aiodatastore.shims.cached.Cached`: the tiers are stores (with no bound on their size) and
     nothing is kept in the process beside them; there is no staleness as long as all writers use the same tiers,
-    but a tier that can't be reached stops writes (reads go on below it); a commit costs two round trips more for each
-    tier. ``staleness_s``: copies older than this are not served; needed where others write to the last tier and not to
-    those above: past this shim, or because a tier is of this process alone (``memory://``).
+    but a tier that can't be reached stops writes (reads go on below it); a commit costs three round trips more for
+    each tier. ``staleness_s``: copies older than this are not served; needed where others write to the last tier and
+    not to those above: past this shim, or because a tier is of this process alone (``memory://``).
 
     Two-phase commits are not forwarded: a shim of its own in front of each shard is what works there.
 
     :raises BadArgumentError: if there are fewer than two tiers, or they can't be tiers of each other
     """
 
-    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"staleness_s": parse_float, "doubt_s": parse_float}
+    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"staleness_s": parse_float, "mark_s": parse_float}
 
-    def __init__(self, tiers: Sequence[Adapter], *, staleness_s: float | None = None, doubt_s: float = 60.0) -> None:
+    def __init__(self, tiers: Sequence[Adapter], *, staleness_s: float | None = None, mark_s: float = 60.0) -> None:
         tiers = list(tiers)
         if staleness_s is not None and (type(staleness_s) not in (int, float) or not 0 < staleness_s < math.inf):
             raise BadArgumentError(f"Tiered: staleness_s: expected seconds, more than 0, got {staleness_s!r:.80}")
-        if type(doubt_s) not in (int, float) or not 0 < doubt_s < math.inf:
-            raise BadArgumentError(f"Tiered: doubt_s: expected seconds, more than 0, got {doubt_s!r:.80}")
+        if type(mark_s) not in (int, float) or not 0 < mark_s < math.inf:
+            raise BadArgumentError(f"Tiered: mark_s: expected seconds, more than 0, got {mark_s!r:.80}")
         _check_tiers(tiers, staleness_s)
         super().__init__(tiers[-1])
         self.tiers = tiers
         self.staleness_s = staleness_s
-        self.doubt_s = doubt_s
-        self._upper = [Copies(tier, self.child.url) for tier in tiers[:-1]]
+        self.mark_s = mark_s
+        self._upper = [Copies(tier, self.child.url, mark_s) for tier in tiers[:-1]]
         self._inline = Capability.INLINE_READS in tiers[0].capabilities
         self._mortal = Capability.TTL in self.child.capabilities
         self._keeps_fills = True
@@ -104,9 +104,9 @@ class Tiered(Shim):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """How old a copy, and a mark, may be."""
+        """How old a copy may be, and a mark."""
         bound = {} if self.staleness_s is None else {"staleness_s": self.staleness_s}
-        return {**bound, "doubt_s": self.doubt_s}
+        return {**bound, "mark_s": self.mark_s}
 
     def __repr__(self) -> str:
         settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
@@ -229,12 +229,14 @@ class Tiered(Shim):
 
     async def _fill(self, seen: list[dict[Key, Place]], found: Mapping[Key, Copy]) -> None:
         """Write copies where older ones, or none, were seen; nobody can have written there since."""
-        oldest_doubt = self._now() - self.doubt_s
         for copies, places in zip(self._upper, seen, strict=False):
             wanted = [
                 (key, found[key], place.version)
                 for key, place in places.items()
-                if key in found and _is_newer(found[key], place, oldest_doubt) and copies.can_keep(found[key])
+                if key in found
+                and not copies.is_marked(place)
+                and _is_newer(found[key], place)
+                and copies.can_keep(found[key])
             ]
             if wanted:
                 try:
@@ -257,7 +259,8 @@ class Tiered(Shim):
         """
         written = [[_written(write) for write in commit.writes] for commit in batch]
         keys = list(dict.fromkeys(write.key for each in written for write in each))
-        marks = await self._mark(keys) if keys else []
+        name = os.urandom(8).hex()
+        marks = await self._mark(keys, name) if keys else []
         read_at = self._now()
         outcomes = await self.child.commit(batch)  # if this fails, the marks stay: it may have taken effect
         copies: dict[Key, Copy] = {}
@@ -272,40 +275,30 @@ class Tiered(Shim):
                     entity.version = version
                 expires_at = None if ttl_s is None else read_at + ttl_s
                 copies[key] = Copy(entity, outcome.clock, version, read_at, expires_at)
-        for upper, places in zip(self._upper, marks, strict=False):
-            await self._unmark(upper, places, copies)
-        if wrong:  # somebody wrote past the tiers: the copies are old
+        for upper, marked in zip(self._upper, marks, strict=False):
+            await self._unmark(upper, marked, name, copies)
+        if wrong:  # somebody may have written past the tiers
             await self._forget([key for key in wrong if key not in copies])
         return outcomes
 
-    async def _mark(self, keys: list[Key]) -> list[dict[Key, int]]:
-        marks: list[dict[Key, int]] = []
+    async def _mark(self, keys: list[Key], name: str) -> list[dict[Key, Place]]:
+        marks: list[dict[Key, Place]] = []
         for copies in self._upper:
             try:
-                marks.append(dict(zip(keys, await copies.doubt(keys), strict=True)))
+                marks.append(await copies.mark(keys, name))
             except DatastoreError as exc:
-                for upper, places in zip(self._upper, marks, strict=False):
-                    await self._unmark(upper, places, {})
+                for upper, marked in zip(self._upper, marks, strict=False):
+                    await self._unmark(upper, marked, name, {})
                 raise UnavailableError(
                     f"the tier {copies.adapter.url} can't be told of a commit ({exc}); nothing was written"
                 ) from exc
         return marks
 
-    async def _unmark(self, copies: Copies, places: Mapping[Key, int], new: Mapping[Key, Copy]) -> None:
-        """Replace the marks, each unless somebody else has marked it since, by new copies, or by nothing."""
-        wanted = [
-            (key, new[key], version)
-            for key, version in places.items()
-            if key in new and new[key].clock is not MIXED and copies.can_keep(new[key])
-        ]
-        kept = {key for key, _, _ in wanted}
+    async def _unmark(self, upper: Copies, marked: Mapping[Key, Place], name: str, copies: Mapping[Key, Copy]) -> None:
         try:
-            if wanted:
-                await copies.write(wanted)
-            if len(kept) < len(places):
-                await copies.settle((key, version) for key, version in places.items() if key not in kept)
+            await upper.unmark(marked, name, copies)
         except DatastoreError as exc:
-            self._failed(copies, exc)  # the marks stay
+            self._failed(upper, exc)  # the marks stay
 
     async def _forget(self, keys: list[Key]) -> None:
         for copies in self._upper if keys else ():
@@ -327,9 +320,7 @@ def _written(write: Any) -> _Written:
     return _Written(write.key, None, None)
 
 
-def _is_newer(copy: Copy, place: Place, oldest_doubt: float) -> bool:
-    if place.doubt_at is not None:
-        return place.doubt_at < oldest_doubt
+def _is_newer(copy: Copy, place: Place) -> bool:
     there = place.copy
     if there is None or there.clock is not copy.clock:
         return True
@@ -359,8 +350,8 @@ def _check_tiers(tiers: Sequence[Any], staleness_s: float | None) -> None:
         alone = Capability.MULTI_PROCESS not in tier.capabilities and Capability.MULTI_PROCESS in last.capabilities
         if alone and staleness_s is None:
             raise BadArgumentError(
-                f"Tiered: other processes can write to {last.url} and not to {tier.url}: say with staleness_s how old its "
-                "copies may be, or use Cached"
+                f"Tiered: other processes can write to {last.url} and not to {tier.url}: say with staleness_s how old "
+                "its copies may be, or use Cached"
             )
 
 

@@ -4,6 +4,10 @@ A copy is an entity of the other store that holds, as bytes, what the first one 
 none), its version there, and the moment at which it was so. The versions that the other store gives it are used for
 one thing: a copy is written only if nobody has written it since it was looked for. So an old fill that arrives
 late finds that the place has changed, and is dropped.
+
+Where copies must not be old (``Tiered``), writers *mark* a place before they change the entity: while there is a mark
+there is no copy, and nobody fills it. Each writer has a mark of its own and takes that away; the last one leaves the
+copy, if no other wrote a newer version meanwhile.
 """
 
 from __future__ import annotations
@@ -11,12 +15,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from aiodatastore.adapters.base import Adapter, Commit, Put
+from aiodatastore.adapters.base import Adapter, Commit, Moment, Put
 from aiodatastore.entity import Entity
-from aiodatastore.errors import CorruptDataError
+from aiodatastore.errors import CorruptDataError, UnavailableError
 from aiodatastore.indexing.encoding import encode_key
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
@@ -25,7 +29,19 @@ from aiodatastore.serializers import MsgpackSerializer
 __all__ = ["Copies", "Copy", "Place"]
 
 KIND: Final = "Copy"
-_NAMES: Final = frozenset({"key", "payload", "version", "moment", "clock", "read_at", "expires_at", "doubt_at"})
+_NAMES: Final = frozenset({"key", "payload", "version", "moment", "clock", "read_at", "expires_at", "marks"})
+_NOTHING: Final[dict[str, Any]] = {
+    "payload": None,
+    "version": 0,
+    "moment": -1,
+    "clock": None,
+    "read_at": 0.0,
+    "expires_at": None,
+    "marks": [],
+}
+_TRIES: Final = 20
+_HIGHEST: Final = Moment(None, 2**62)
+"""As a floor: no copy counts."""
 
 
 class Copy(NamedTuple):
@@ -42,25 +58,28 @@ class Copy(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What was found where a copy may be: ``version`` is the copy's in the store of copies (0: nothing was there).
+    """What was found where a copy may be: ``version`` is that in the store of copies (0: nothing was there).
 
-    ``doubt_at``: since when somebody is writing the entity, or tried to; then there is no copy.
+    ``marks``: of whom is writing the entity (name, when), and ``floor`` the newest version that one of them wrote.
     """
 
     version: int
     copy: Copy | None = None
-    doubt_at: float | None = None
+    marks: tuple[tuple[str, float], ...] = ()
+    floor: Moment | None = None
 
 
 class Copies:
     """Reads and writes copies in an adapter.
 
-    ``space`` tells the copies of one store from those of others in the same adapter. Errors are the adapter's.
+    ``space`` tells the copies of one store from those of others in the same adapter. ``mark_s``: seconds after
+    which a mark does not count any more. Errors are the adapter's.
     """
 
-    def __init__(self, adapter: Adapter, space: str) -> None:
+    def __init__(self, adapter: Adapter, space: str, mark_s: float = 60.0) -> None:
         self.adapter = adapter
         self._space = hashlib.blake2b(space.encode(), digest_size=16).digest()
+        self._mark_s = mark_s
         self._serializer = MsgpackSerializer()
         self._clocks: dict[str, object] = {}
 
@@ -70,6 +89,8 @@ class Copies:
     def can_keep(self, copy: Copy) -> bool:
         """Whether a copy's clock can be written down: there is only one, or it has a name."""
         return copy.clock is None or isinstance(copy.clock, str)
+
+    # --------------------------------------------------------------------------------------------- copies
 
     async def read(self, keys: Sequence[Key]) -> list[Place]:
         """What there is of each key: one lookup."""
@@ -94,56 +115,122 @@ class Copies:
         try:
             if stored["key"] != encoded:
                 return Place(version)
-            if stored["doubt_at"] is not None or stored["moment"] < 0:
-                return Place(version, None, stored["doubt_at"])
+            name, moment = stored["clock"], stored["moment"]
+            clock = None if name is None else self._clocks.setdefault(name, name)
+            if stored["marks"]:
+                marks = tuple((mark, float(at)) for mark, _, at in (each.partition(" ") for each in stored["marks"]))
+                return Place(version, None, marks, None if moment < 0 else Moment(clock, moment))
+            if moment < 0:
+                return Place(version)
             payload = stored["payload"]
             entity = None if payload is None else self._serializer.loads(key, payload, stored["version"])
-            clock = None if stored["clock"] is None else self._clocks.setdefault(stored["clock"], stored["clock"])
-            copy = Copy(entity, clock, stored["moment"], stored["read_at"], stored["expires_at"])
-        except (
-            KeyError,
-            TypeError,
-            CorruptDataError,
-        ):  # not ours, or damaged: as if it were not there
+            return Place(version, Copy(entity, clock, moment, stored["read_at"], stored["expires_at"]))
+        except (KeyError, TypeError, ValueError, CorruptDataError):  # not ours, or damaged: as if it were not there
             return Place(version)
-        return Place(version, copy)
 
     async def write(self, copies: Iterable[tuple[Key, Copy, int]], ttl_s: float | None = None) -> list[bool]:
         """Write each copy if its place has this version still; whether it was. One commit each, one round trip.
 
         The clock of each has to be one that :meth:`can_keep`.
         """
-        return await self._commit([(self._entity(key, copy), version) for key, copy, version in copies], ttl_s)
-
-    async def doubt(self, keys: Sequence[Key]) -> list[int]:
-        """Note, whatever is there, that these are being written; the version of each place then.
-
-        One atomic commit.
-        """
-        return await self._put([self._empty(key, time.time()) for key in keys])
+        wanted = [(self._entity(key, copy), version) for key, copy, version in copies]
+        return [version is not None for version in await self._commit(wanted, ttl_s)]
 
     async def forget(self, keys: Sequence[Key]) -> None:
-        """Leave no copy and no doubt, whatever is there; what was read before is not written over it."""
-        await self._put([self._empty(key, None) for key in keys])
+        """Take copies away; what was read before is not written there any more. Where there are marks they stay."""
+        places = zip(keys, await self.read(keys), strict=True)
+        await self._commit([(self._make(key), place.version) for key, place in places if not place.marks], None)
 
-    async def settle(self, keys: Iterable[tuple[Key, int]]) -> None:
-        """The same, where a place has this version still."""
-        await self._commit([(self._empty(key, None), version) for key, version in keys], None)
+    # ---------------------------------------------------------------------------------------------- marks
 
-    async def _put(self, entities: Sequence[Entity]) -> list[int]:
-        puts = [Put(entity) for entity in entities]
-        [outcome] = await self.adapter.commit([Commit(writes=puts, token=os.urandom(16))])
-        if outcome.error is not None:
-            raise outcome.error
-        return [outcome.version_of(put.entity.key) for put in puts]
+    async def mark(self, keys: Iterable[Key], name: str) -> dict[Key, Place]:
+        """Put a mark of this name into each place; what is there then. Two round trips if nobody interferes.
 
-    async def _commit(self, wanted: list[tuple[Entity, int]], ttl_s: float | None) -> list[bool]:
+        :raises UnavailableError: if others interfered too often; some may be marked
+        """
+        marked: dict[Key, Place] = {}
+        wanted = list(keys)
+        for _ in range(_TRIES):
+            now = time.time()
+            changed: list[tuple[Key, Place]] = []
+            for key, place in zip(wanted, await self.read(wanted), strict=True):
+                others = self._alive(place, now)
+                changed.append(
+                    (key, Place(place.version, None, (*others, (name, now)), place.floor if others else None))
+                )
+            versions = await self._commit([(self._marked(key, place), place.version) for key, place in changed], None)
+            wanted = []
+            for (key, place), version in zip(changed, versions, strict=True):
+                if version is None:
+                    wanted.append(key)
+                else:
+                    marked[key] = place._replace(version=version)
+            if not wanted:
+                return marked
+        raise UnavailableError(f"{self.adapter.url}: others write too often what is to be marked")
+
+    async def unmark(self, marked: Mapping[Key, Place], name: str, copies: Mapping[Key, Copy]) -> None:
+        """Take marks away again, and leave copies where no other mark is left. One round trip if nobody interfered.
+
+        :raises UnavailableError: if others interfered too often; then some marks stay
+        """
+        wanted = dict(marked)
+        for _ in range(_TRIES):
+            now = time.time()
+            changed = [
+                (key, self._without(key, place, name, copies.get(key), now), place.version)
+                for key, place in wanted.items()
+            ]
+            versions = await self._commit([(entity, version) for _, entity, version in changed], None)
+            again = [key for (key, _, _), version in zip(changed, versions, strict=True) if version is None]
+            if not again:
+                return
+            wanted = {
+                key: place
+                for key, place in zip(again, await self.read(again), strict=True)
+                if place.marks or not _has_newer(place, copies.get(key))
+            }
+            if not wanted:
+                return
+        raise UnavailableError(f"{self.adapter.url}: others write too often what is marked")
+
+    def _alive(self, place: Place, now: float) -> list[tuple[str, float]]:
+        return [(name, at) for name, at in place.marks if at > now - self._mark_s]
+
+    def is_marked(self, place: Place) -> bool:
+        """Whether somebody may be writing the entity."""
+        return bool(place.marks) and bool(self._alive(place, time.time()))
+
+    def _without(self, key: Key, place: Place, name: str, copy: Copy | None, now: float) -> Entity:
+        """A place less a mark."""
+        others = tuple(mark for mark in self._alive(place, now) if mark[0] != name)
+        floor = place.floor
+        if copy is not None and not self.can_keep(copy):
+            copy, floor = None, _HIGHEST
+        if others:
+            if copy is not None and (floor is None or floor.clock is not copy.clock or floor.version < copy.moment):
+                floor = Moment(copy.clock, copy.moment)
+            return self._marked(key, Place(0, None, others, floor))
+        if copy is None or (floor is not None and (floor.clock is not copy.clock or floor.version > copy.moment)):
+            return self._make(key)
+        return self._entity(key, copy)
+
+    # -------------------------------------------------------------------------------------- as entities
+
+    async def _commit(self, wanted: Sequence[tuple[Entity, int]], ttl_s: float | None) -> list[int | None]:
+        """Put each if it has this version still: the versions then, None where it has not."""
         if not wanted:
             return []
         if Capability.TTL not in self.adapter.capabilities:
             ttl_s = None
         batch = [Commit({entity.key: version}, (), (Put(entity, ttl_s),), os.urandom(16)) for entity, version in wanted]
-        return [outcome.version is not None for outcome in await self.adapter.commit(batch)]
+        keys = [entity.key for entity, _ in wanted]
+        versions: list[int | None] = []
+        for key, outcome in zip(keys, await self.adapter.commit(batch), strict=True):
+            if outcome.error is not None:
+                raise outcome.error
+            versions.append(None if outcome.version is None else outcome.version_of(key))
+        return versions
 
     def _entity(self, key: Key, copy: Copy) -> Entity:
         entity = copy.entity
@@ -157,14 +244,22 @@ class Copies:
             clock=copy.clock,
             read_at=copy.read_at,
             expires_at=copy.expires_at,
-            doubt_at=None,
         )
 
-    def _empty(self, key: Key, doubt_at: float | None) -> Entity:
-        return self._make(
-            key, payload=None, version=0, moment=-1, clock=None, read_at=0.0, expires_at=None, doubt_at=doubt_at
-        )
+    def _marked(self, key: Key, place: Place) -> Entity:
+        floor = place.floor
+        marks = [f"{name} {at!r}" for name, at in place.marks]
+        if floor is None:
+            return self._make(key, marks=marks)
+        return self._make(key, marks=marks, moment=floor.version, clock=floor.clock)
 
     def _make(self, key: Key, **properties: object) -> Entity:
         encoded = encode_key(key)
-        return Entity._make(self._key(encoded), {"key": encoded, **properties}, _NAMES, 0)
+        return Entity._make(self._key(encoded), {"key": encoded, **_NOTHING, **properties}, _NAMES, 0)
+
+
+def _has_newer(place: Place, copy: Copy | None) -> bool:
+    """Whether what is there is not older than a copy."""
+    if copy is None or place.copy is None:
+        return place.copy is None
+    return place.copy.clock is copy.clock and place.copy.moment >= copy.moment
