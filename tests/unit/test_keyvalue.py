@@ -9,6 +9,7 @@ import random
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from aiodatastore import (
     BadFilterError,
     BadKeyError,
     BadValueError,
+    Capability,
     Datastore,
     DatastoreError,
     Entity,
@@ -306,6 +308,27 @@ class TestOnEveryEngine:
                 assert await ds.check() == []
 
 
+@engines(loops=True)
+async def test_values_expire_where_the_store_promises_it(engine: Bound) -> None:
+    with engine.place() as place:
+        async with place.connect() as ds:
+            kv = KeyValue(ds)
+            if Capability.TTL not in ds.capabilities:
+                with pytest.raises(UnsupportedError, match="without ttl"):
+                    await kv.put("/a", 1, ttl=0.2)
+                return
+            await kv.put("/a", {"n": 1}, ttl=0.2)
+            await kv.put_many({"/b": 2, "/c": [3]}, ttl=0.2)
+            await kv.put("/d", 4)
+            assert await kv.query().count() == 4
+            for _ in range(400):
+                await anyio.sleep(0.05)
+                if not await kv.contains("/c"):
+                    break
+            assert await kv.get_many(["/a", "/b", "/c", "/d"]) == [None, None, None, 4]
+            assert await kv.query().values() == [4]
+
+
 async def test_queries() -> None:
     people = {
         "/people/Actor:john": {"born": 1939, "name": "John", "address": {"city": "London"}, "__x__": 1, "": "e"},
@@ -399,15 +422,6 @@ async def test_in_transactions() -> None:
         await add()
         await add(rollback=True)
         assert await kv.get("/n") == 1
-
-
-async def test_ttl() -> None:
-    async with Datastore("memory://") as ds:
-        with pytest.raises(UnsupportedError, match="without ttl"):
-            await KeyValue(ds).put("/a", 1, ttl=5)
-    async with Datastore("null://") as ds:
-        await KeyValue(ds).put("/a", 1, ttl=5)
-        await KeyValue(ds).put_many({"/a": 1}, ttl=5)
 
 
 @settings(deadline=None, max_examples=30)
