@@ -398,6 +398,7 @@ class PostgresServer(Server):
             "dynamic_shared_memory_type": "mmap",
             "shared_buffers": "32MB",
             "max_connections": 200,
+            "max_prepared_transactions": 20,
         }
         for name, value in (own | self.settings).items():
             command += ["-c", f"{name}={value}"]

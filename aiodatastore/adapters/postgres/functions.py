@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["SHORT", "functions", "spanned"]
+__all__ = ["LOCK_CLASS", "SHORT", "functions", "spanned"]
 
 SHORT: Final = 2600
 """Bytes of the longest key or row that is kept in the tables for short ones: a B-tree takes about 2700."""
@@ -20,7 +20,7 @@ SHORT: Final = 2600
 _DECENT_WORK: Final = 20_000
 """Probes of one call of a merge join, about 40 ms: then it says where to go on."""
 
-_LOCK_CLASS: Final = 1633972339
+LOCK_CLASS: Final = 1633972339
 """First half of the writers' advisory lock (``ads`` and a number); the second is the oid of the store's ``meta``."""
 
 _KEY_PARAMETERS: Final = """
@@ -197,7 +197,7 @@ DECLARE
     total int;
     bad_of int[]; bad_checks int[]; bad_actual bigint[]; bad_spans int[];
 BEGIN
-    PERFORM pg_advisory_xact_lock({_LOCK_CLASS}, '@.meta'::regclass::oid::int);
+    PERFORM pg_advisory_xact_lock({LOCK_CLASS}, '@.meta'::regclass::oid::int);
     IF p_again THEN
         SELECT t.start, t.check_of, t.checks, t.actual, t.span_of INTO start, check_of, checks, actual, span_of
         FROM @.tokens t WHERE t.slot = p_slot AND t.number = p_number;

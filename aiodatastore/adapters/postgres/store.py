@@ -27,6 +27,7 @@ from aiodatastore.adapters.postgres.loading import LOADED_PUTS, load
 from aiodatastore.adapters.postgres.notices import PostgresNotices
 from aiodatastore.adapters.postgres.opening import prepare
 from aiodatastore.adapters.postgres.pool import Connection, LentConnections, OwnConnections
+from aiodatastore.adapters.postgres.preparing import allowed, prepare_commit, prepared_commits, resolve_commit
 from aiodatastore.adapters.postgres.statements import SESSION, Statements, statements
 from aiodatastore.adapters.postgres.watching import Watch
 from aiodatastore.errors import (
@@ -107,6 +108,9 @@ class PostgresRowStore(RowStore):
       writing lock, checks versions and spans, and applies; every read is one statement, and sees one moment.
     - Limits of one commit: 1 GB in all. One batch writes at a time: what is committed side by side in a process
       goes in one batch, processes take turns.
+    - Prepared commits (for transactions over several stores): where the server's ``max_prepared_transactions`` is more
+      than 0. One is prepared at a time; other commits wait until it is resolved, reads do not. They survive what
+      commits survive.
     - Cost: one round trip for a read of any number of keys, a page of a query, a merge join, a count, a batch of
       commits.
 
@@ -259,7 +263,10 @@ class PostgresRowStore(RowStore):
         open_stores.add(self)
 
     async def _prepare(self, connection: Connection) -> str:
-        return await prepare(connection, self._schema, self.url, read_only=self._read_only)
+        quoted = await prepare(connection, self._schema, self.url, read_only=self._read_only)
+        if not self._read_only and await allowed(connection):
+            self.capabilities = type(self).capabilities | {Capability.TWO_PHASE}
+        return quoted
 
     async def aclose(self) -> None:
         if self._state != "open":
@@ -478,7 +485,7 @@ class PostgresRowStore(RowStore):
             return []
         if has_long(batch):
             self._note_long()
-        if not any(map(writes, batch.commits)):
+        if not any(writes(commit) or commit.after_prepared for commit in batch.commits):
             arguments = check_arguments(batch)
 
             async def verify(connection: Connection) -> list[RowOutcome]:
@@ -527,6 +534,39 @@ class PostgresRowStore(RowStore):
             return outcomes(batch, answer)
 
         return await self._run(work, writes=True)
+
+    async def prepare(self, batch: RowBatch, name: str) -> RowOutcome:
+        if self._read_only:
+            raise StoreReadOnlyError(f"{self.url} was opened with read_only=True")
+        if has_long(batch):
+            self._note_long()
+        slot = os.urandom(16)
+
+        async def work(connection: Connection) -> RowOutcome:
+            outcome = await prepare_commit(
+                connection,
+                self._statements,
+                self._quoted,
+                slot,
+                batch,
+                name,
+                long=self._is_long,
+                timeout_s=self._timeout_s,
+            )
+            if outcome is None:
+                raise _LongRowsError
+            return outcome
+
+        return await self._run(work, writes=True)
+
+    async def resolve(self, name: str, *, commit: bool) -> int | None:
+        async def work(connection: Connection) -> int | None:
+            return await resolve_commit(connection, self._quoted, name, commit=commit, timeout_s=self._timeout_s)
+
+        return await self._run(work, writes=True)
+
+    async def prepared(self) -> list[tuple[str, float]]:
+        return await self._run(lambda connection: prepared_commits(connection, self._quoted))
 
     async def allocate(self, sequence: bytes, size: int, *, at_least: int = 1) -> int:
         if self._read_only:

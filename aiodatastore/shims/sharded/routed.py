@@ -78,6 +78,7 @@ class Routed(Adapter):
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._clocks = [object() for _ in children]
         self._coordinator = Coordinator(self)
+        self._watches = False
         self._refuses = type(self).refusal is not Routed.refusal
 
     def __repr__(self) -> str:
@@ -139,7 +140,8 @@ class Routed(Adapter):
                 await child.open()
                 stack.push_async_callback(_close, child)
             await self._opened()
-            if can_prepare(self._children):
+            self._watches = can_prepare(self._children) and len(self._children) > 1
+            if self._watches:
                 await self.sweep()
             stack.pop_all()
 
@@ -156,8 +158,9 @@ class Routed(Adapter):
 
     async def aclose(self) -> None:
         """Close all of them."""
-        if can_prepare(self._children):
-            await outcomes_of([self._coordinator.forget])
+        if self._watches:
+            self._watches = False
+            await self._coordinator.aclose()
         for answer in await outcomes_of([child.aclose for child in self._children]):
             if isinstance(answer, Exception):
                 raise answer
@@ -374,7 +377,11 @@ class Routed(Adapter):
         return None
 
     async def _commit_on(self, number: int, commits: Sequence[Commit]) -> list[Outcome]:
-        found = await self._children[number].commit(commits)
+        if self._watches:
+            with self._coordinator.watch():
+                found = await self._children[number].commit(commits)
+        else:
+            found = await self._children[number].commit(commits)
         for outcome in found:
             if outcome.clock is None:
                 outcome.clock = self._clocks[number]

@@ -16,11 +16,15 @@ what they read in several adapters is verified there after all that was prepared
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
+
+import sniffio
 
 from aiodatastore.adapters.base import MIXED, Adapter, Commit, Delete, Outcome, Put, RunOptions
 from aiodatastore.entity import Entity
@@ -34,7 +38,9 @@ from aiodatastore.waiting import to_the_end
 if TYPE_CHECKING:
     from aiodatastore.shims.sharded.routed import Part, Routed
 
-__all__ = ["ORPHAN_S", "SYSTEM_PROJECT", "Coordinator"]
+__all__ = ["ORPHAN_S", "SYSTEM_PROJECT", "Coordinator", "can_prepare"]
+
+_log = logging.getLogger("aiodatastore")
 
 SYSTEM_PROJECT = "__collections__"
 """The project of the records that a collection keeps in its adapters: no query of an application is of it."""
@@ -47,12 +53,54 @@ _KIND = "Decision"
 _COMMITTED, _ABORTED = "committed", "aborted"
 
 
+class _Watch:
+    """Sweeps while a call waits for long: what it waits for may have been left behind. Under asyncio only."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        if sniffio.current_async_library() == "asyncio":
+            self._timer = asyncio.get_running_loop().call_later(ORPHAN_S, self._sweep)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _sweep(self) -> None:
+        self._coordinator.begin_sweep()
+        self._timer = asyncio.get_running_loop().call_later(ORPHAN_S, self._sweep)
+
+
 class Coordinator:
     """Two-phase commits of a collection."""
 
     def __init__(self, routed: Routed) -> None:
         self._routed = routed
         self._settled: dict[int, list[Key]] = {}
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def watch(self) -> _Watch:
+        """Around what may have to wait for a commit that somebody else prepared."""
+        return _Watch(self)
+
+    def begin_sweep(self) -> None:
+        """Sweep in a task of its own, if none does."""
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep_quietly())
+
+    async def _sweep_quietly(self) -> None:
+        try:
+            await self.sweep()
+        except DatastoreError as exc:
+            _log.warning("commits that were left behind could not be settled now: %s", exc)
+
+    async def aclose(self) -> None:
+        """Let a sweep end, and forget what is settled, if the adapters can be reached."""
+        if self._sweeping is not None:
+            await asyncio.wait([self._sweeping])
+        await outcomes_of([self.forget])
 
     def _adapter(self, number: int) -> Adapter:
         return self._routed.children[number]
@@ -80,9 +128,12 @@ class Coordinator:
         for number in reversed(others):
             tried.append(number)
             try:
-                outcome = await self._adapter(number).prepare(parts[number].commit(whole), name)
-            except DatastoreError:
+                with self.watch():
+                    outcome = await self._adapter(number).prepare(parts[number].commit(whole), name)
+            except DatastoreError as exc:
                 await self._resolve(tried, name, commit=False)  # whether it was prepared is not known
+                if isinstance(exc, UnavailableError):
+                    exc.nothing_written = True
                 raise
             if outcome.version is None:
                 await self._resolve(tried[:-1], name, commit=False)
@@ -96,12 +147,14 @@ class Coordinator:
             whole.token,
         )
         try:
-            (outcome,) = await self._adapter(home).commit([own])
+            with self.watch():
+                (outcome,) = await self._adapter(home).commit([own])
         except DatastoreError as exc:
             self._settled.setdefault(home, []).extend(forgotten)
             version = await self._settle(name, others)
             if version is None:
-                exc.add_note("it is known that nothing was written")
+                if isinstance(exc, UnavailableError):
+                    exc.nothing_written = True
                 raise
             outcome = Outcome(version)
         if outcome.version is None:
