@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiodatastore.key import Key
+from aiodatastore.shims.directories import Directories
 from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.namespaced import Namespaced
@@ -62,3 +63,7 @@ class TestLowercaseKeys(ShimSuite):
 
 class TestSymlinks(ShimSuite):
     wrap = staticmethod(Symlinks)
+
+
+class TestDirectories(ShimSuite):
+    wrap = staticmethod(Directories)
