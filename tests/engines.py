@@ -307,6 +307,11 @@ class ClusterSession:
         self.dsn = dsn
         self.client: redis.cluster.RedisCluster = RedisCluster.from_url(dsn.partition(",")[0].replace("+cluster", ""))
 
+    def remove(self, prefix: str) -> None:
+        """Delete all keys of a prefix."""
+        for name in list(self.client.scan_iter(match=f"{{{prefix}.*", count=1000)):
+            self.client.delete(name)
+
     def close(self) -> None:
         self.client.close()
 
@@ -350,8 +355,7 @@ def cluster_place(folder: Path, session: ClusterSession, *, shards: int = 4) -> 
     try:
         yield ClusterPlace(f"{session.dsn}?prefix={prefix}&shards={shards}", door)
     finally:
-        for name in list(session.client.scan_iter(match=f"*{prefix}*", count=1000)):
-            session.client.delete(name)
+        session.remove(prefix)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ In ``python`` and ``shell`` blocks
 
 - ``postgresql://localhost/shop`` (with a user, a password or the port 5432, too) is an empty database of the test
   server, one for each name in the page;
-- ``redis://localhost``, ``redis://localhost:6379/1`` is an empty database of the test server, one for each number.
+- ``redis://localhost``, ``redis://localhost:6379/1`` is an empty database of the test server, one for each number;
+- ``redis+cluster://localhost:6379?prefix=shop`` is the test cluster, with a prefix of the page's own.
 
 What follows (``?schema=...``) stays. Addresses of any other host or port stay as they are. ``sql`` blocks run in the
 first such PostgreSQL database of the page, each in a transaction that is rolled back.
@@ -20,12 +21,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.engines import PostgresSession, RedisSession, fresh_name
+from tests.engines import ClusterSession, PostgresSession, RedisSession, fresh_name
 
 __all__ = ["Servers"]
 
 _POSTGRES = re.compile(r"postgres(?:ql)?://(?:[^@/\s\"'`]*@)?localhost(?::5432)?/(\w+)")
 _REDIS = re.compile(r"redis://(?:[^@/\s\"'`]*@)?localhost(?::6379)?(?![:\w.-])(?:/(\d+))?")
+_CLUSTER = re.compile(r"redis\+cluster://localhost(?::6379)?/?\?prefix=(\w+)")
 _IN_USE = "in-use-by-an-example"
 
 
@@ -37,9 +39,11 @@ class Servers:
         self._stack = ExitStack()
         self._postgres: dict[str, str] = {}
         self._redis: dict[str, str] = {}
+        self._clusters: dict[str, str] = {}
 
     def substitute(self, text: str) -> str:
         """The text with the test servers' addresses in it."""
+        text = _CLUSTER.sub(lambda found: self._cluster_prefix(found[1]), text)
         text = _POSTGRES.sub(lambda found: self._postgres_database(found[1]), text)
         return _REDIS.sub(lambda found: self._redis_database(found[1] or "0"), text)
 
@@ -69,6 +73,14 @@ class Servers:
             self._stack.callback(session.run, f'DROP DATABASE IF EXISTS "{real}" WITH (FORCE)')
             self._postgres[name] = urlsplit(session.dsn)._replace(path=f"/{real}", query="").geturl()
         return self._postgres[name]
+
+    def _cluster_prefix(self, name: str) -> str:
+        if name not in self._clusters:
+            session: ClusterSession = self._session("cluster_session")
+            prefix = f"{fresh_name()}_{name}"
+            self._stack.callback(session.remove, prefix)
+            self._clusters[name] = f"{session.dsn}?prefix={prefix}"
+        return self._clusters[name]
 
     def _redis_database(self, number: str) -> str:
         if number not in self._redis:

@@ -59,7 +59,7 @@ def hash_tags(prefix: str, number: int) -> list[str]:
     So every node of a cluster whose slots are in one piece has equally many. The same for ever: data is found by it.
 
     >>> hash_tags("shop", 2)
-    ['{shop.0}', '{shop.1}']
+    ['{shop.0}', '{shop.2}']
     """
     found: dict[int, str] = {}
     for n in count():

@@ -76,6 +76,7 @@ class Connections:
         self._idle: list[Driver] = []
         self._lent: set[Driver] = set()
         self._turns = asyncio.Semaphore(size)
+        self._waiting = asyncio.Semaphore(max(1, size // 2))
         self._size = size
         self._closed = False
 
@@ -87,6 +88,12 @@ class Connections:
         :raises NotSentError: if there was no connection to be had; its cause is the error
         :raises redis.exceptions.ConnectionError, OSError, TimeoutError: what was sent may have been executed or not
         """
+        if commands[-1][0] == b"WAIT":  # takes long where there is no replica; reads must find a connection, too
+            async with self._waiting:
+                return await self._exchange(commands, timeout_s)
+        return await self._exchange(commands, timeout_s)
+
+    async def _exchange(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         async with self._turns:
             self._check_open()
             connection = self._idle.pop() if self._idle else self._make()
