@@ -53,7 +53,7 @@ Rows = Callable[[bytes, bytes], Mapping[bytes, int]]
 Method = str | Callable[..., Any] | None
 
 _GET: Final = ("get", "__getitem__")
-_SET: Final = ("set", "put", "__setitem__")
+_PUT: Final = ("set", "put", "__setitem__")
 _DELETE: Final = ("delete", "remove", "pop", "__delitem__")
 
 _GENERATION: Final = 16
@@ -99,7 +99,7 @@ class InterfaceMapping(EngineAdapter):
       that other processes have the same object, so that the whole may be opened by several if the index may.
 
     The methods are found by name: ``get`` or ``__getitem__``; ``set``, ``put`` or ``__setitem__``; ``delete``,
-    ``remove``, ``pop`` or ``__delitem__``. Others are named, or given as functions, with ``get``, ``set`` and
+    ``remove``, ``pop`` or ``__delitem__``. Others are named, or given as functions, with ``get``, ``put`` and
     ``delete``. ``get`` returns bytes, and None or a ``LookupError`` where there is nothing; deleting what is absent may
     raise a ``LookupError``. ``get_many`` (None: one by one) takes a list of keys and returns a mapping, or a sequence
     in their order. Each may be async. Sync ones are called in the event loop, which is right for what is in memory;
@@ -120,7 +120,7 @@ class InterfaceMapping(EngineAdapter):
         index: str | Adapter = "memory://",
         evicts: bool = True,
         get: Method = None,
-        set: Method = None,
+        put: Method = None,
         delete: Method = None,
         get_many: Method = None,
         threads: int = 0,
@@ -134,7 +134,7 @@ class InterfaceMapping(EngineAdapter):
             raise BadArgumentError(f"threads: expected an int, 0 or more, got {threads!r:.80}")
         if key_type is not str and key_type is not bytes:
             raise BadArgumentError(f"key_type: expected str or bytes, got {key_type!r:.80}")
-        calls = _Calls(obj, get, set, delete, get_many, threads)
+        calls = _Calls(obj, get, put, delete, get_many, threads)
         names = _Names(prefix, key_type)
         store = ObjectRowStore(calls, names, _index_store(index), evicts=evicts, durable=durable, shared=shared)
         super().__init__(store, **options)
@@ -198,15 +198,15 @@ class _Names:
 class _Calls:
     """The methods of the object, whatever their names, and sync or not."""
 
-    def __init__(self, obj: Any, get: Method, set_: Method, delete: Method, get_many: Method, threads: int) -> None:
+    def __init__(self, obj: Any, get: Method, put: Method, delete: Method, get_many: Method, threads: int) -> None:
         self.kind = type(obj).__name__
         self._get = _method(obj, get, _GET, "get")
-        self._set = _method(obj, set_, _SET, "set")
+        self._put = _method(obj, put, _PUT, "put")
         self._delete = _method(obj, delete, _DELETE, "delete")
         self._get_many = None if get_many is None else _method(obj, get_many, (), "get_many")
         self._threads = threads
         self._limiter: anyio.CapacityLimiter | None = None
-        self.is_async = any(map(inspect.iscoroutinefunction, (self._get, self._set, self._delete, self._get_many)))
+        self.is_async = any(map(inspect.iscoroutinefunction, (self._get, self._put, self._delete, self._get_many)))
         self.inline = False
         """Whether ``get`` answers at once: known after :meth:`probe`."""
 
@@ -245,12 +245,12 @@ class _Calls:
             found += map(self._bytes, values)
         return found
 
-    async def set_all(self, values: Sequence[tuple[str | bytes, bytes]]) -> None:
-        await _side_by_side([lambda each=each: self._set_one(*each) for each in values])  # type: ignore[misc]
+    async def put_all(self, values: Sequence[tuple[str | bytes, bytes]]) -> None:
+        await _side_by_side([lambda each=each: self._put_one(*each) for each in values])  # type: ignore[misc]
 
-    async def _set_one(self, name: str | bytes, value: bytes) -> None:
-        if await self._call("set", self._set, name, value) is False:
-            raise UnavailableError(f"{self.kind} did not take {len(value)} bytes: its set returned False")
+    async def _put_one(self, name: str | bytes, value: bytes) -> None:
+        if await self._call("put", self._put, name, value) is False:
+            raise UnavailableError(f"{self.kind} did not take {len(value)} bytes: it returned False")
 
     async def delete_all(self, names: Sequence[str | bytes]) -> None:
         """Remove what nobody needs any more; what can't be removed is told to the log."""
@@ -570,7 +570,7 @@ class ObjectRowStore(RowStore):
         outcomes: list[RowOutcome] = []
         with anyio.CancelScope(shield=True):  # what was set is either named by the index or removed
             try:
-                await self._calls.set_all(run.new)
+                await self._calls.put_all(run.new)
             except UnavailableError as exc:
                 await self._calls.delete_all([name for name, _ in run.new])
                 exc.nothing_written = True

@@ -236,6 +236,6 @@ async def test_like_s3() -> None:
     async def delete(key: str) -> None:
         await s3.delete_object(Bucket="shop", Key=key)
 
-    async with Datastore(InterfaceMapping(s3, get=get, set=put, delete=delete, evicts=False)) as ds:
+    async with Datastore(InterfaceMapping(s3, get=get, put=put, delete=delete, evicts=False)) as ds:
         await exercise(ds)
         assert [key.partition("@")[0] for _, key in s3.objects] == ["/Counter:1"]
