@@ -73,10 +73,11 @@ class Call:
     """One operation on its way: its name (of :data:`OPERATIONS`) and what it is about.
 
     Of ``keys`` (lookups, ids), ``query``, ``commits`` those are set that the operation has; ``stream`` is that of the
-    query, whose plan says what was read.
+    query, whose plan says what was read. All pages of a stream have one call; ``read`` is for who wants to remember
+    what had been read by the last.
     """
 
-    __slots__ = ("commits", "keys", "operation", "query", "stream")
+    __slots__ = ("commits", "keys", "operation", "query", "read", "stream")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Call:
         self.query = query
         self.commits = commits
         self.stream = stream
+        self.read = (0, 0)
 
     @property
     def kind(self) -> str:

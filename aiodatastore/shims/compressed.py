@@ -30,8 +30,8 @@ class Compressed(Packing):
     ``~compressed``, if they come to ``threshold`` bytes and become shorter; they come back as they were, ``Text`` and
     ``Blob`` inside of lists and embedded entities included. Indexed values stay as they are, in the entity and in index
     rows: name what need not be found in ``unindexed``. To compress whole payloads, give a store
-    ``serializer=msgpack+zstd``: that is simpler, and what this shim does is for stores and shims that have no payloads, or
-    to compress before ``Encrypted``, as ``Compressed(Encrypted(store))``.
+    ``serializer=msgpack+zstd``, which is simpler. This shim is for what is no store of ours, and for what is encrypted
+    below, as in ``Compressed(Encrypted(store))``: the other way round there would be nothing to compress.
 
     What was written without the shim is read all the same; what was written with it needs it. Nobody may put a property
     of that name (``BadRequestError``). ``level``: from -100 (fast) to 22 (small).

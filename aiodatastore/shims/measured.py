@@ -294,7 +294,6 @@ class Measured(Around):
     async def around(self, call: Call, work: Callable[[], Awaitable[T]]) -> T:
         """Do it, and count it."""
         operation, kind = call.operation, call.kind
-        read = _read_so_far(call)
         telemetry = self._telemetry
         span = telemetry.span(operation, kind) if telemetry is not None else nullcontext()
         with span as running:
@@ -311,12 +310,12 @@ class Measured(Around):
                 raise
             seconds = perf_counter() - start
             series = self._of(operation, kind)
-            rows, trips = self._note(call, series, answer, seconds, read)
+            rows, trips = self._note(call, series, answer, seconds)
             if telemetry is not None:
                 telemetry.note(running, operation, kind, seconds, rows=rows, trips=trips)
         return answer
 
-    def _note(self, call: Call, series: _Series, answer: Any, seconds: float, read: tuple[int, int]) -> tuple[int, int]:
+    def _note(self, call: Call, series: _Series, answer: Any, seconds: float) -> tuple[int, int]:
         """Count what came of it; its index rows and round trips."""
         rows, trips = 0, 1
         if isinstance(answer, Lookup):
@@ -325,9 +324,7 @@ class Measured(Around):
             series.took(seconds)
         if isinstance(answer, Page):
             series.items += len(answer.results)
-            now_rows, now_trips = _read_so_far(call)
-            again = now_rows < read[0] or now_trips < read[1]  # planned anew, and so counted from 0
-            rows, trips = (now_rows, now_trips) if again else (now_rows - read[0], now_trips - read[1])
+            rows, trips = _read_since(call)
             series.index_rows += rows
         elif call.commits:
             rows = self._note_commits(call, series, [answer] if isinstance(answer, Outcome) else answer)
@@ -371,12 +368,15 @@ def _engine_of(adapter: Adapter) -> Engine | None:
     return adapter if isinstance(adapter, Engine) else None
 
 
-def _read_so_far(call: Call) -> tuple[int, int]:
-    """Index rows and requests of a query's plan."""
+def _read_since(call: Call) -> tuple[int, int]:
+    """Index rows and requests of a query since the last page, by its plan."""
     if call.stream is None:
         return 0, 0
     explanation = call.stream.explain()
-    return explanation.rows, explanation.scans
+    (rows, trips), call.read = call.read, (explanation.rows, explanation.scans)
+    if call.read[0] < rows or call.read[1] < trips:  # planned anew, and so counted from 0
+        rows = trips = 0
+    return call.read[0] - rows, call.read[1] - trips
 
 
 def _escaped(text: str) -> str:
