@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
-from aiodatastore.adapters.base import Adapter
-from aiodatastore.errors import BadArgumentError, BadKeyError
+from aiodatastore.adapters.base import Adapter, Commit, Put, ReadPolicy
+from aiodatastore.entity import Entity
+from aiodatastore.errors import BadArgumentError, BadKeyError, BadRequestError
+from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, dump_index_yaml, parse_index_yaml
 from aiodatastore.key import MAX_NAMESPACE_LENGTH, Key, check_namespace
 from aiodatastore.shims.key_transform import KeyTransform, Partition
 
 __all__ = ["Namespaced"]
 
 _MAX_KNOWN: Final = 10_000
+_REGISTRY: Final = ".indexes"
+"""The namespace in the store where tenants' indexes are noted: none of any tenant's, for it begins with one dot."""
 
 
 class Namespaced(KeyTransform):
@@ -34,10 +39,14 @@ class Namespaced(KeyTransform):
     100 characters: a key whose namespace would be longer can't be put (``BadKeyError``), and none is found. Projects
     are passed through; each has its tenants.
 
-    What a tenant can see of others: versions and the numbers of indexes are counted for the whole store. ``check``
-    reads the whole store and says only how many disagreements it found. The rest of
+    Composite indexes are the store's, with entities of all tenants. A tenant sees those that it has created (they are
+    noted in the store, in namespace ``.indexes``); deleting one takes it from the tenant's list, and who administers
+    the store deletes its rows.
+
+    What a tenant can tell of others: versions, the numbers of indexes and the progress of building one count for the
+    whole store, and ``check`` says how many disagreements there are in it. The rest of
     :class:`~aiodatastore.shims.key_transform.KeyTransform` holds: order is kept, keys in property values stay as the
-    tenant wrote them.
+    tenant wrote them. Costs about half a microsecond a key.
 
     :raises BadArgumentError: if ``namespace`` is empty or none, or so long that no inner one fits
     """
@@ -115,6 +124,61 @@ class Namespaced(KeyTransform):
         if not inner or inner[0] == ".":
             return None  # of a tenant whose name goes on with a dot
         return inner[1:] if inner[0] == "-" else inner
+
+    # ------------------------------------------------------------------------------- administration
+
+    async def _registered(self) -> tuple[Entity | None, list[IndexDefinition]]:
+        key = Key._make("", _REGISTRY, (("__indexes__", self._home),))
+        (entity,) = (await self.child.lookup([key], read_policy=ReadPolicy.CURRENT)).entities
+        return entity, [] if entity is None else parse_index_yaml(entity["indexes"])
+
+    async def _register(self, definition: IndexDefinition, *, wanted: bool) -> None:
+        """Note an index, or forget it."""
+        while True:
+            entity, known = await self._registered()
+            if (definition in known) == wanted:
+                return
+            names = [*known, definition] if wanted else [each for each in known if each != definition]
+            text = dump_index_yaml(names) if names else ""
+            key = Key._make("", _REGISTRY, (("__indexes__", self._home),))
+            put = Put(Entity._make(key, {"indexes": text}, frozenset({"indexes"}), 0))
+            commit = Commit({key: 0 if entity is None else entity.version}, (), [put], os.urandom(16))
+            (outcome,) = await self.child.commit([commit])
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.committed:
+                return
+
+    async def _must_know(self, definition: IndexDefinition) -> None:
+        if definition not in (await self._registered())[1]:
+            raise BadRequestError(f"there is no index {definition}")
+
+    async def indexes(self) -> list[IndexInfo]:
+        """Those that this tenant has created."""
+        known = set((await self._registered())[1])
+        return [info for info in await self.child.indexes() if info.definition in known]
+
+    async def create_index(self, definition: IndexDefinition) -> IndexInfo:
+        """Create it for the whole store, unless another tenant has, and note that this one uses it."""
+        await self._register(definition, wanted=True)
+        return await self.child.create_index(definition)
+
+    async def build_index(
+        self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None
+    ) -> IndexInfo:
+        """In the whole store; an index of other tenants alone is none."""
+        await self._must_know(definition)
+        return await self.child.build_index(definition, progress=progress)
+
+    async def delete_index(
+        self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None, finish: bool = True
+    ) -> None:
+        """Take it from this tenant's list. Its rows stay, for others may use it: the child's own deletes them.
+
+        :raises BadRequestError: if this tenant has no such index
+        """
+        await self._must_know(definition)
+        await self._register(definition, wanted=False)
 
     async def check(self) -> list[str]:
         """The number of disagreements in the whole store: their texts would name others' keys."""
