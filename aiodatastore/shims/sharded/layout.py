@@ -88,14 +88,16 @@ async def settle_layout(shards: Sequence[Adapter], names: Sequence[str], by: str
         missing = [place for place, layout in enumerate(found) if layout is None]
         if not missing:
             return wanted
-        for place in missing:
-            if len(names) > 1 and any(pair[0] != SYSTEM_PROJECT for pair in await shards[place].partitions()):
+        looked = missing if len(names) > 1 else []
+        for place, pairs in zip(looked, await all_of([shards[place].partitions for place in looked]), strict=True):
+            if any(pair[0] != SYSTEM_PROJECT for pair in pairs):
                 raise BadArgumentError(
                     f"shard {names[place]} ({shards[place].url}) holds entities but is not known as a shard of "
                     f"{', '.join(sorted(names))}: {_COMMAND}"
                 )
         try:
-            written = [await write_layout(shards[place], names[place], wanted, 0) for place in missing]
+            calls = [partial(write_layout, shards[place], names[place], wanted, 0) for place in missing]
+            written = await all_of(calls)
         except StoreReadOnlyError:
             return wanted  # shards that can't be written are as they are
         if all(written):
