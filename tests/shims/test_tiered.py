@@ -31,14 +31,6 @@ class TestTiered(ShimSuite):
     wrap = staticmethod(lambda *tiers: Tiered(tiers))
 
 
-class TestThreeTiers(ShimSuite):
-    """With a copy of the process's own before the others."""
-
-    stores = 2
-    wrap = staticmethod(lambda *tiers: Tiered([adapter_from_url("memory://"), *tiers], staleness_s=0.05))
-    second_connection = False
-
-
 class Watched(Shim):
     """Counts lookups, and holds or fails what the test says."""
 

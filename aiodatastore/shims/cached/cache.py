@@ -444,6 +444,9 @@ class Cached(Shim, ChangeListener):
             if not flight.brings(key, clock, moment):
                 continue
             self._keep(key, Entry(own, clock, moment, until, last, flight.epoch))
+            if self._shared is not None:
+                # Who has seen this sees nothing older later, also if the copy here is forgotten.
+                self._raise_floor(key, Moment(clock, moment if own is None else own.version))
             if key in places:
                 expires_at = None if life is None or own is None else wall + life
                 copies.append((key, Copy(own, clock, moment, wall, expires_at), places[key]))
