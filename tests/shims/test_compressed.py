@@ -1,4 +1,7 @@
-"""``Compressed``, and what it shares with ``Encrypted``: what is packed, and how it comes back."""
+"""``Compressed``, and what it shares with ``Encrypted``: what is packed, and how it comes back.
+
+The suite runs on both together, beside the tests of ``Encrypted``.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,11 @@ from aiodatastore.jsonl import canonical
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.compressed import Compressed
 from aiodatastore.testing.strategies import entities as any_entities
-from tests.shims.stacks import ShimSuite
 
 pytestmark = pytest.mark.anyio
 
 HAMLET = Key("Play", "hamlet")
 LONG = "to be or not to be, " * 100
-
-
-class TestSuite(ShimSuite):
-    stores_rows = True
-    wrap = staticmethod(lambda adapter: Compressed(adapter, level=1, threshold=0))
 
 
 @given(any_entities())

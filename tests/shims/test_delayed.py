@@ -1,4 +1,4 @@
-"""``Delayed``: later, by as much as was said."""
+"""``Delayed``: later, by as much as was said. The suite runs on it under ``Timeout``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import anyio
 import pytest
 
 from aiodatastore import BadArgumentError, Datastore, Entity, Key
+from aiodatastore.adapters.base import Commit, Put
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.delayed import Delayed
-from tests.shims.stacks import ShimSuite
 
 pytestmark = pytest.mark.anyio
 
 ADA = Key("Person", "ada")
-
-
-class TestSuite(ShimSuite):
-    stores_rows = True
-    wrap = staticmethod(lambda adapter: Delayed(adapter, 0.00005, jitter=0.00005, seed=1))
 
 
 async def test_each_operation_begins_later() -> None:
@@ -79,8 +74,6 @@ async def test_who_is_cancelled_while_delayed_sent_nothing() -> None:
     child = adapter_from_url("memory://")
     shim = Delayed(child, 30.0, operations=["commit"])
     await shim.open()
-    from aiodatastore.adapters.base import Commit, Put
-
     with anyio.move_on_after(0.01):
         await shim.commit([Commit(writes=[Put(Entity(ADA))])])
     assert (await shim.lookup([ADA])).entities == [None]

@@ -1,4 +1,4 @@
-"""``Failing``: faults where and as often as was said, the same in each run."""
+"""``Failing``: faults where and as often as was said, the same in each run. The suite runs on it under ``Retrying``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ from typing import Any
 import pytest
 
 from aiodatastore import BadArgumentError, Datastore, Entity, Key, StoreBusyError, UnavailableError
-from aiodatastore.adapters.base import Commit, Put
+from aiodatastore.adapters.base import Commit, Put, RunOptions
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.shims.failing import Failing
-from tests.shims.stacks import ShimSuite
 
 pytestmark = pytest.mark.anyio
 
 ADA = Key("Person", "ada")
-
-
-class TestSuite(ShimSuite):
-    """Without faults nothing is different."""
-
-    stores_rows = True
-    wrap = staticmethod(lambda adapter: Failing(adapter, 0.0))
 
 
 async def opened(rate: float, **options: Any) -> Failing:
@@ -65,9 +57,8 @@ async def test_faults_are_drawn_from_the_seed() -> None:
 
 async def test_what_is_at_hand_may_fail_too() -> None:
     shim = await opened(1.0)
-    async with Datastore(adapter_from_url("memory://")):
-        with pytest.raises(UnavailableError):
-            shim.lookup_now([ADA])
+    with pytest.raises(UnavailableError):
+        shim.lookup_now([ADA])
     shim.enabled = False
     assert shim.lookup_now([ADA]) == [None]
     assert shim.injected == {"lookup": 1}
@@ -78,8 +69,6 @@ async def test_a_page_whose_answer_was_lost_is_read_again() -> None:
     async with Datastore(shim) as ds:
         await ds.put([Entity(Key("Person", number), {"n": number}) for number in range(1, 40)])
         query = ds.query("Person").query
-        from aiodatastore.adapters.base import RunOptions
-
         stream = shim.run(query, RunOptions(page_size=3))
         found: list[int] = []
         more = True

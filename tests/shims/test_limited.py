@@ -25,14 +25,9 @@ ADA = Key("Person", "ada")
 
 class TestSuite(ShimSuite):
     stores_rows = True
-    wrap = staticmethod(lambda adapter: Limited(adapter, rate=1e6, concurrency=2, max_batch=10**6))
-
-
-class TestSizes(ShimSuite):
-    """Bounds that nothing reaches."""
-
-    stores_rows = True
-    wrap = staticmethod(lambda adapter: Limited(adapter, max_entity_bytes=10**8, max_batch=10**6))
+    wrap = staticmethod(
+        lambda adapter: Limited(adapter, rate=1e6, concurrency=2, max_batch=10**6, max_entity_bytes=10**8)
+    )
 
 
 async def test_entities_that_are_too_large() -> None:

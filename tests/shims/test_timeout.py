@@ -22,7 +22,7 @@ ADA = Key("Person", "ada")
 
 class TestSuite(ShimSuite):
     stores_rows = True
-    wrap = staticmethod(lambda adapter: Timeout(adapter, 60.0, commit_seconds=60.0))
+    wrap = staticmethod(lambda adapter: Timeout(Delayed(adapter, 0.00005, jitter=0.00005), 60.0, commit_seconds=60.0))
 
 
 async def opened(*slow: str, **options: Any) -> Timeout:
