@@ -12,7 +12,7 @@ from aiodatastore import CorruptDataError, Datastore, Entity, FormatVersionError
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.engine.header import FORMAT_KEY
 from aiodatastore.serializers import FernetStep, FunctionSerializer, JSONSerializer, MsgpackSerializer, Stack, ZstdStep
-from tests.engines import Place, engines
+from tests.engines import Place, PostgresDoor, engines
 
 pytestmark = [pytest.mark.anyio, engines(durable=True)]
 
@@ -120,3 +120,19 @@ async def test_a_serializer_of_ones_own_is_named_by_its_class(place: Place) -> N
         await place.connect().open()
     async with place.connect(serializer=Bare()) as ds:
         await all_are_there(ds, 1)
+
+
+async def test_views_of_postgres_show_no_properties_of_others(place: Place) -> None:
+    if not isinstance(place.door, PostgresDoor):
+        pytest.skip("a store without SQL views")
+    for number, serializer in enumerate(("msgpack", "json", "msgpack+zstd", stdjson()), 1):
+        async with place.connect(serializer=serializer) as ds:
+            await ds.put(person(number))
+    for source in ("SCHEMA.entities_json WHERE kind = 'Person'", "SCHEMA.entities_of('Person')"):
+        rows = place.door._run(f"SELECT key, properties->>'n', unindexed::text FROM {source}")
+        assert sorted(tuple(row) for row in rows if row[1]) == [("/Person:1", "1", "[]")]
+        assert sorted(row[0] for row in rows if row[1] is None and row[2] is None) == [
+            "/Person:2",
+            "/Person:3",
+            "/Person:4",
+        ]
