@@ -153,7 +153,7 @@ class Cached(Shim, ChangeListener):
         self._shared = None if cache is None else Shared(cache, child.url, staleness_s + 1)
         self._floors: dict[Key, tuple[Moment, float]] = {}
         self._no_copies_until = -math.inf
-        self._prepared: dict[str, list[Written]] = {}
+        self._prepared: dict[str, list[Written]] = {}  # what was prepared here and not resolved yet
         self._mortal = Capability.TTL in child.capabilities
         self._keeps_fills = True
         self._hub: Hub | None = None
@@ -506,20 +506,21 @@ class Cached(Shim, ChangeListener):
         flight = Flight({key: None for each in written for key, _, _ in each}, self._now(), self._epoch)
         self._flights.add(flight, joinable=False)
         wall = time.time()
-        copies: dict[Key, Copy] = {}
+        shared: dict[Key, Copy | None] = {}
         try:
-            try:
-                outcomes = await self.child.commit(batch)
-            except BaseException:
-                # Whatever became of it: copies of before don't count any more, nor reads that are under way.
-                self._unknown(flight.keys)
-                raise
+            outcomes = await self.child.commit(batch)
             for commit, each, outcome in zip(batch, written, outcomes, strict=True):
-                self._note(flight, commit, each, outcome, wall, copies)
+                self._note(flight, commit, each, outcome, wall, shared)
+        except BaseException as exc:
+            # Whatever became of it: copies of before don't count any more, nor reads that are under way.
+            self._unknown(flight.keys)
+            if self._shared is not None and isinstance(exc, Exception):
+                await self._shared.forget(list(flight.keys))
+            raise
         finally:
             self._flights.remove(flight)
-        if copies and self._shared is not None:
-            await self._shared.replace(list(copies.items()))
+        if shared and self._shared is not None:
+            await self._shared.update(shared)
         return outcomes
 
     def _note(
@@ -529,9 +530,9 @@ class Cached(Shim, ChangeListener):
         written: list[Written],
         outcome: Outcome,
         wall: float,
-        copies: dict[Key, Copy],
+        shared: dict[Key, Copy | None],
     ) -> None:
-        """Draw the conclusions from a commit's outcome."""
+        """Draw the conclusions from a commit's outcome; ``shared``: what to write to the cache (None: nothing)."""
         if outcome.version is None:
             for key, version in outcome.conflicts.items():
                 self._correct(key, version)
@@ -540,16 +541,17 @@ class Cached(Shim, ChangeListener):
         for key, entity, ttl_s in written:
             if outcome.version is None and key not in (outcome.versions or ()):
                 continue
-            version = outcome.version_of(key)
             if outcome.clock is MIXED:
                 self._unknown((key,))
+                shared[key] = None
                 continue
+            version = outcome.version_of(key)
             moment = Moment(outcome.clock, version)
             self._tell(key, moment)
             if entity is not None:
                 entity.version = version
             self._keep_written(flight, key, entity, ttl_s, moment)
-            copies[key] = Copy(entity, outcome.clock, version, wall, None if ttl_s is None else wall + ttl_s)
+            shared[key] = Copy(entity, outcome.clock, version, wall, None if ttl_s is None else wall + ttl_s)
         if outcome.version is not None and outcome.clock is not MIXED:
             for key, version in commit.checks.items():
                 self._confirm_copy(flight, key, version, Moment(outcome.clock, outcome.version))
@@ -590,30 +592,26 @@ class Cached(Shim, ChangeListener):
         return outcome
 
     async def resolve(self, name: str, *, commit: bool) -> Outcome | None:
-        """Hand on to the child. What another process prepared may have written anything: then all copies go."""
+        """Hand on to the child. What it wrote is read again: which versions it has is not told for each.
+
+        What another process prepared may have written anything: then all copies go.
+        """
         written = self._prepared.pop(name, None)
         if not commit:
             return await self.child.resolve(name, commit=False)
         flight = Flight({key: None for key, _, _ in written or ()}, self._now(), self._epoch)
         self._flights.add(flight, joinable=False)
-        wall = time.time()
-        copies: dict[Key, Copy] = {}
         try:
-            outcome: Outcome | None = None
-            try:
-                outcome = await self.child.resolve(name, commit=True)
-            finally:
-                if written is None:
-                    self.gap()
-                elif outcome is None:  # lost, or somebody else has resolved it
-                    self._unknown(flight.keys)
-            if outcome is not None and written is not None:
-                self._note(flight, Commit(), written, outcome, wall, copies)
+            return await self.child.resolve(name, commit=True)
         finally:
+            if written is None:
+                for cache in (self, *self._others()):
+                    cache.gap()
+            else:
+                self._unknown(flight.keys)
             self._flights.remove(flight)
-        if copies and self._shared is not None:
-            await self._shared.replace(list(copies.items()))
-        return outcome
+            if self._shared is not None and written:
+                await self._shared.forget([key for key, _, _ in written])
 
     # --------------------------------------------------------------------------------- what it is told
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiodatastore.adapters.base import Adapter
 from aiodatastore.key import Key
@@ -69,9 +69,12 @@ class Shared:
         except Exception as exc:
             self._failed(exc)
 
-    async def replace(self, copies: Sequence[tuple[Key, Copy]]) -> None:
-        """Write copies unless a newer one is there."""
-        wanted = [each for each in copies if self.copies.can_keep(each[1])]
+    async def update(self, copies: Mapping[Key, Copy | None]) -> None:
+        """Write copies unless newer ones are there; None: take away what is there."""
+        wanted = [(key, copy) for key, copy in copies.items() if copy is not None and self.copies.can_keep(copy)]
+        if len(wanted) < len(copies):
+            kept = {key for key, _ in wanted}
+            await self.forget([key for key in copies if key not in kept])
         for _ in range(_TRIES):
             if not wanted:
                 return
@@ -92,6 +95,14 @@ class Shared:
                 return
             wanted = [(key, copy) for (key, copy, _), done in zip(older, written, strict=True) if not done]
         self.failures += len(wanted)
+
+    async def forget(self, keys: Sequence[Key]) -> None:
+        """Take copies away."""
+        if await self._usable():
+            try:
+                await self.copies.forget(keys)
+            except Exception as exc:
+                self._failed(exc)
 
     async def _usable(self) -> bool:
         if time.monotonic() < self._rests_until:
