@@ -74,10 +74,13 @@ async def until_master(node: ValkeyNode) -> None:
 
 
 class Load:
-    """Tasks that count in an entity group each, and leave an entity for each time: until they are told to stop."""
+    """Tasks that count and leave an entity for each time, until they are told to stop: two in each entity group, with
+    connections of their own.
+    """
 
-    def __init__(self, ds: Datastore) -> None:
+    def __init__(self, ds: Datastore, other: Datastore) -> None:
         self.ds = ds
+        self.other = other
         self.stopping = False
         self.acknowledged: set[tuple[int, int]] = set()
         self.refused: set[tuple[int, int]] = set()
@@ -87,7 +90,7 @@ class Load:
 
     @staticmethod
     def root(task: int) -> Key:
-        return Key("Count", f"task {task}")
+        return Key("Count", f"group {task // 2}")
 
     async def work(self, task: int) -> None:
         for number in count(1):
@@ -95,7 +98,8 @@ class Load:
                 return
             begun = time.monotonic()
             try:
-                await self.ds.run_in_transaction(self._increment, task, number, retries=1000)
+                ds = self.other if task % 2 else self.ds
+                await ds.run_in_transaction(self._increment, ds, task, number, retries=1000)
             except UnavailableError as exc:
                 (self.refused if WRITTEN_NOTHING in str(exc) else self.unknown).add((task, number))
                 await asyncio.sleep(0.01)
@@ -103,21 +107,23 @@ class Load:
                 self.acknowledged.add((task, number))
                 self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
 
-    async def _increment(self, task: int, number: int) -> None:
+    async def _increment(self, ds: Datastore, task: int, number: int) -> None:
         root = self.root(task)
-        counter = await self.ds.get(root) or Entity(root, {"n": 0})
+        counter = await ds.get(root) or Entity(root, {"n": 0})
         counter["n"] += 1
-        await self.ds.put([counter, Entity(Key("Step", number, parent=root), {"at": counter["n"]})])
+        await ds.put([counter, Entity(Key("Step", f"{task}/{number}", parent=root), {"at": counter["n"]})])
 
     async def found(self) -> set[tuple[int, int]]:
         """What is there, of which nothing is there twice or in part."""
         there: set[tuple[int, int]] = set()
-        for task in range(TASKS):
-            counter = await self.ds.get(self.root(task))
-            steps = await self.ds.query("Step", ancestor=self.root(task)).fetch()
+        for root in {self.root(task) for task in range(TASKS)}:
+            counter = await self.ds.get(root)
+            steps = await self.ds.query("Step", ancestor=root).fetch()
             assert sorted(step["at"] for step in steps) == list(range(1, len(steps) + 1)), "applied twice, or in part"
             assert len(steps) == (0 if counter is None else counter["n"])
-            there.update((task, step.key.id) for step in steps)
+            for step in steps:
+                task, _, number = str(step.key.name).partition("/")
+                there.add((int(task), int(number)))
         assert await self.ds.query("Step").count() == len(there)
         return there
 
@@ -125,8 +131,8 @@ class Load:
 @asynccontextmanager
 async def load(url: str) -> AsyncIterator[Load]:
     """Load for the time of a block, and nothing that contradicts what was told at its end."""
-    async with Datastore(url) as ds:
-        made = Load(ds)
+    async with Datastore(url) as ds, Datastore(url) as other:
+        made = Load(ds, other)
         tasks = [asyncio.create_task(made.work(task)) for task in range(TASKS)]
         try:
             await asyncio.sleep(0.2)

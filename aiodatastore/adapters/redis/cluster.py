@@ -160,6 +160,11 @@ class Cluster:
         return f"{self.seeds[0].scheme}+cluster://{user}{at}{','.join(seed.rpartition('@')[2] for seed in seeds)}/"
 
     @property
+    def named(self) -> str:
+        """The first of the nodes in it, and whether there are more: for messages."""
+        return self.shown.partition(",")[0] + ",…/" if len(self.seeds) > 1 else self.shown
+
+    @property
     def nodes(self) -> Mapping[Place, Connections]:
         """Those that are known, with the connections to them."""
         return self._nodes

@@ -40,7 +40,7 @@ class ClusterRowStore(RedisRowStore):
         super().__init__(cluster.seeds[0], prefix=prefix, **settings)
         self.cluster = cluster
         self.slot = hash_slot(tag)
-        self.url = f"{cluster.shown}?prefix={prefix}"
+        self.url = f"{cluster.named}?prefix={prefix}"
         self._guard = (self._layout.guard,)
         self._mark = b"c"
 
