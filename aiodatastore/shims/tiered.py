@@ -24,7 +24,7 @@ from aiodatastore.errors import BadArgumentError, DatastoreError, UnavailableErr
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
-from aiodatastore.shims.cached.copies import Copies, Copy, Place
+from aiodatastore.shims.cached.copies import Copies, Copy, Place, same_clock
 
 __all__ = ["Tiered"]
 
@@ -322,7 +322,7 @@ def _written(write: Any) -> _Written:
 
 def _is_newer(copy: Copy, place: Place) -> bool:
     there = place.copy
-    if there is None or there.clock is not copy.clock:
+    if there is None or not same_clock(there.clock, copy.clock):
         return True
     return there.moment < copy.moment or there.read_at < copy.read_at
 

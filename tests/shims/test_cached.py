@@ -881,8 +881,41 @@ async def test_copies() -> None:
     assert third.copy is None
     assert await copies.write([(A, Copy(None, None, 10, 1.5), first.version - 1)]) == [False]
     assert [place.copy for place in await Copies(inner, "elsewhere").read([A])] == [None]
-    assert not copies.can_keep(Copy(None, object(), 1, 1.0))
+    assert not copies.can_keep(Copy(None, MIXED, 1, 1.0))
+    # A clock without a name is this process's own: others know that there is one.
+    assert await copies.write([(C, Copy(None, object(), 3, 1.5), 0)]) == [True]
+    assert (await copies.read([C]))[0].copy == Copy(None, MIXED, 3, 1.5)
     await inner.aclose()
+
+
+async def test_a_shared_cache_over_shards() -> None:
+    """Copies carry no clock that others would know: what a transaction reads of them is verified."""
+    from aiodatastore.shims.sharded import Sharded
+
+    shards = Held(Sharded([adapter_from_url("memory://"), adapter_from_url("memory://")]))
+    await shards.child.open()
+    cache = EngineAdapter(MemoryRowStore())
+    await cache.open()
+    one, two = Cached(shards, Held(cache)), Cached(shards, Held(cache))
+    async with Datastore(one) as ds:
+        await ds.put([entity(A, 1), entity(B, 1)])
+        one.clear()
+        assert await ds.get([A, B]) == [entity(A, 1), entity(B, 1)]
+    async with Datastore(two) as ds:
+        assert await ds.get([A, B]) == [entity(A, 1), entity(B, 1)]
+        assert two.counts["shared_hits"] == 2
+        await ds.put(entity(A, 2))
+
+        @ds.transactional
+        async def both() -> list[Any]:
+            return [await ds.get(A), await ds.get(B)]
+
+        assert await both() == [entity(A, 2), entity(B, 1)]
+    three = Cached(shards, Held(cache))
+    async with Datastore(three) as ds:
+        assert await ds.get(A) == entity(A, 2)
+        assert three.counts["shared_hits"] == 1
+    await shards.child.aclose()
 
 
 # ------------------------------------------------------------------------------------------------ ttl

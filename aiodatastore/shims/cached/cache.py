@@ -31,7 +31,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
 from aiodatastore.shims.base import DEFAULT, Shim
-from aiodatastore.shims.cached.copies import Copy
+from aiodatastore.shims.cached.copies import Copy, same_clock
 from aiodatastore.shims.cached.entries import Entries, Entry
 from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found
 from aiodatastore.shims.cached.hub import Hub, hub_of
@@ -404,7 +404,7 @@ class Cached(Shim, ChangeListener):
         if now < self._no_copies_until:
             return False
         floor = self._floors.get(key)
-        if floor is not None and (floor[0].clock is not copy.clock or copy.moment < floor[0].version):
+        if floor is not None and not _is_at_least(copy, floor[0]):
             return False
         wall = time.time()
         until = now + self.staleness_s - max(0.0, wall - copy.read_at)
@@ -714,6 +714,10 @@ def _written(commit: Commit) -> list[Written]:
         (write.entity.key, write.entity.snapshot(), write.ttl_s) if isinstance(write, Put) else (write.key, None, None)
         for write in commit.writes
     ]
+
+
+def _is_at_least(copy: Copy, moment: Moment) -> bool:
+    return moment is not NOTHING and same_clock(copy.clock, moment.clock) and copy.moment >= moment.version
 
 
 def _check_cache(child: Adapter, cache: Adapter) -> None:

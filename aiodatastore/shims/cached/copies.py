@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from aiodatastore.adapters.base import Adapter, Commit, Moment, Put
+from aiodatastore.adapters.base import MIXED, Adapter, Commit, Moment, Put
 from aiodatastore.entity import Entity
 from aiodatastore.errors import CorruptDataError, UnavailableError
 from aiodatastore.indexing.encoding import encode_key
@@ -26,7 +26,7 @@ from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
 from aiodatastore.serializers import MsgpackSerializer
 
-__all__ = ["Copies", "Copy", "Place"]
+__all__ = ["Copies", "Copy", "Place", "clock_name", "same_clock"]
 
 KIND: Final = "Copy"
 _NAMES: Final = frozenset({"key", "payload", "version", "moment", "clock", "read_at", "expires_at", "marks"})
@@ -40,6 +40,7 @@ _NOTHING: Final[dict[str, Any]] = {
     "marks": [],
 }
 _TRIES: Final = 20
+_UNNAMED: Final = "?"
 _HIGHEST: Final = Moment(None, 2**62)
 """As a floor: no copy counts."""
 
@@ -87,8 +88,8 @@ class Copies:
         return Key(KIND, hashlib.blake2b(encoded, digest_size=20, key=self._space).hexdigest())
 
     def can_keep(self, copy: Copy) -> bool:
-        """Whether a copy's clock can be written down: there is only one, or it has a name."""
-        return copy.clock is None or isinstance(copy.clock, str)
+        """Whether it is known on which clock its moment counts."""
+        return copy.clock is not MIXED
 
     # --------------------------------------------------------------------------------------------- copies
 
@@ -116,7 +117,7 @@ class Copies:
             if stored["key"] != encoded:
                 return Place(version)
             name, moment = stored["clock"], stored["moment"]
-            clock = None if name is None else self._clocks.setdefault(name, name)
+            clock = MIXED if name == _UNNAMED else name if name is None else self._clocks.setdefault(name, name)
             if stored["marks"]:
                 marks = tuple((mark, float(at)) for mark, _, at in (each.partition(" ") for each in stored["marks"]))
                 return Place(version, None, marks, None if moment < 0 else Moment(clock, moment))
@@ -208,10 +209,14 @@ class Copies:
         if copy is not None and not self.can_keep(copy):
             copy, floor = None, _HIGHEST
         if others:
-            if copy is not None and (floor is None or floor.clock is not copy.clock or floor.version < copy.moment):
+            if copy is not None and (floor is None or not same_clock(floor.clock, copy.clock)):
+                floor = Moment(copy.clock, copy.moment) if floor is None else _HIGHEST
+            elif copy is not None and floor is not None and floor.version < copy.moment:
                 floor = Moment(copy.clock, copy.moment)
             return self._marked(key, Place(0, None, others, floor))
-        if copy is None or (floor is not None and (floor.clock is not copy.clock or floor.version > copy.moment)):
+        if copy is None or (
+            floor is not None and (not same_clock(floor.clock, copy.clock) or floor.version > copy.moment)
+        ):
             return self._make(key)
         return self._entity(key, copy)
 
@@ -234,14 +239,15 @@ class Copies:
 
     def _entity(self, key: Key, copy: Copy) -> Entity:
         entity = copy.entity
-        if isinstance(copy.clock, str):
-            self._clocks[copy.clock] = copy.clock
+        name = clock_name(copy.clock)
+        if name is not None:
+            self._clocks[name] = copy.clock
         return self._make(
             key,
             payload=None if entity is None else self._serializer.dumps(entity),
             version=0 if entity is None else entity.version,
             moment=copy.moment,
-            clock=copy.clock,
+            clock=name,
             read_at=copy.read_at,
             expires_at=copy.expires_at,
         )
@@ -251,7 +257,7 @@ class Copies:
         marks = [f"{name} {at!r}" for name, at in place.marks]
         if floor is None:
             return self._make(key, marks=marks)
-        return self._make(key, marks=marks, moment=floor.version, clock=floor.clock)
+        return self._make(key, marks=marks, moment=floor.version, clock=clock_name(floor.clock))
 
     def _make(self, key: Key, **properties: object) -> Entity:
         encoded = encode_key(key)
@@ -262,4 +268,17 @@ def _has_newer(place: Place, copy: Copy | None) -> bool:
     """Whether what is there is not older than a copy."""
     if copy is None or place.copy is None:
         return place.copy is None
-    return place.copy.clock is copy.clock and place.copy.moment >= copy.moment
+    return same_clock(place.copy.clock, copy.clock) and place.copy.moment >= copy.moment
+
+
+def clock_name(clock: object) -> str | None:
+    """How a clock is written down; None: the only one. A clock without a name is one of this process alone."""
+    return clock if clock is None or isinstance(clock, str) else _UNNAMED
+
+
+def same_clock(one: object, other: object) -> bool:
+    """Whether moments of one key can be compared: what a key counts on has no name, or this one.
+
+    A key lives in one store, so two clocks without a name are the same if both are of one key.
+    """
+    return clock_name(one) == clock_name(other)

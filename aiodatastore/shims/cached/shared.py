@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from aiodatastore.adapters.base import Adapter
 from aiodatastore.key import Key
-from aiodatastore.shims.cached.copies import Copies, Copy, Place
+from aiodatastore.shims.cached.copies import Copies, Copy, Place, same_clock
 
 __all__ = ["Shared"]
 
@@ -84,7 +84,7 @@ class Shared:
             older = [
                 (key, copy, place.version)
                 for (key, copy), place in zip(wanted, places, strict=True)
-                if place.copy is None or place.copy.clock is not copy.clock or place.copy.moment < copy.moment
+                if place.copy is None or not same_clock(place.copy.clock, copy.clock) or place.copy.moment < copy.moment
             ]
             if not older:
                 return
