@@ -40,7 +40,7 @@ JSON: Final = b"{"
 
 
 class Serializer(Protocol):
-    """Turns an entity into bytes and back, keeping every type.
+    """Turns an entity into bytes and back, keeping every type. Called from several threads at once.
 
     A serializer may have a ``name``, which the store's header keeps (else it is the class's), and a method
     ``reads(name)`` that says whether it reads what another one wrote (else it reads its own payloads alone).

@@ -72,7 +72,7 @@ class _Series:
         }
 
 
-_TIMED: Final = 8
+_TIMED: Final = 32
 
 
 class _AtHand:
@@ -81,12 +81,12 @@ class _AtHand:
     A clock takes 0.1 µs, and such a read a few: one of :data:`_TIMED` is timed, and stands for those after it.
     """
 
-    __slots__ = ("count", "found", "seconds", "series")
+    __slots__ = ("count", "missed", "seconds", "series")
 
     def __init__(self, series: _Series) -> None:
         self.series = series
         self.count = 0
-        self.found = 0
+        self.missed = 0
         self.seconds = 0.0
 
     def flush(self) -> None:
@@ -96,8 +96,8 @@ class _AtHand:
             series.buckets[bisect_left(BUCKETS_S, self.seconds)] += count
             series.seconds += count * self.seconds
             series.items += count
-            series.found += self.found
-            self.count = self.found = 0
+            series.found += count - self.missed
+            self.count = self.missed = 0
 
 
 class Measured(Around):
@@ -118,7 +118,7 @@ class Measured(Around):
     ``telemetry=True`` they go to OpenTelemetry (``pip install "aiodatastore-engine[telemetry]"``), to the global
     providers or those given: counters, a histogram ``db.client.operation.duration``, and a span for each operation.
     Reads that are at hand (``INLINE_READS``) are in the counters; the histogram and a span would take longer than they
-    do. One in eight of them is timed, and stands for those after it.
+    do. One in 32 of them is timed, and stands for those after it.
 
     Operations are those that reach this shim: gets that travelled together are one lookup, commits one commit, a page
     of a query is one query. Of each, by kind (``*``: several in one call, or all; and beyond ``max_kinds`` kinds):
@@ -239,16 +239,20 @@ class Measured(Around):
         timed = _TIMED
 
         def lookup_now(keys: Sequence[Key]) -> list[Entity | None] | None:
-            if len(keys) == 1:
-                hand = at_hand.get(keys[0]._pairs[-1][0])
-                if hand is not None and (count := hand.count) < timed:
-                    found = inner(keys)  # an error is that of a closed store: nobody is helped by its count
-                    if found is not None:
-                        hand.count = count + 1
-                        if found[0] is not None:
-                            hand.found += 1
-                    return found
-            return self._timed_lookup_now(inner, keys)
+            try:
+                (key,) = keys
+                hand = at_hand[key._pairs[-1][0]]
+                count = hand.count
+            except (KeyError, ValueError):  # the first of its kind; several keys
+                return self._timed_lookup_now(inner, keys)
+            if count >= timed:
+                return self._timed_lookup_now(inner, keys)
+            found = inner(keys)  # an error is that of a closed store: nobody is helped by its count
+            if found:
+                hand.count = count + 1
+                if found[0] is None:
+                    hand.missed += 1
+            return found
 
         return lookup_now
 
@@ -273,7 +277,7 @@ class Measured(Around):
         hand.flush()
         hand.seconds = seconds
         hand.count = 1
-        hand.found = int(found[0] is not None)
+        hand.missed = int(found[0] is None)
         return found
 
     def _flush(self) -> None:

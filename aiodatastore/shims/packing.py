@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiodatastore.adapters.base import (
     Adapter,
@@ -128,8 +128,9 @@ class Packing(Shim):
 
     def _inner(self, commit: Commit) -> Commit:
         """The commit as the child gets it, made once."""
-        if isinstance(commit.encoded, _Encoded):
-            return commit.encoded.inner
+        encoded = commit.encoded
+        if isinstance(encoded, _Encoded) and encoded.shim is self:
+            return encoded.inner
         writes: list[Put | Delete] = [
             Put(self._packed(write.entity), write.ttl_s) if isinstance(write, Put) else write for write in commit.writes
         ]
@@ -142,7 +143,7 @@ class Packing(Shim):
         except DatastoreError:
             return  # commit() tells
         self.child.encode(inner)
-        commit.encoded = _Encoded(inner)
+        commit.encoded = _Encoded(self, inner)
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Pack, and hand on to the child."""
@@ -166,13 +167,11 @@ class Packing(Shim):
         return await self.child.prepare(inner, name)
 
 
-class _Encoded:
-    """What stands in ``Commit.encoded``: the child's commit."""
+class _Encoded(NamedTuple):
+    """What stands in ``Commit.encoded``: the child's commit, made by this shim and by no other that may see it."""
 
-    __slots__ = ("inner",)
-
-    def __init__(self, inner: Commit) -> None:
-        self.inner = inner
+    shim: Packing
+    inner: Commit
 
 
 class _Stream(ResultStream):

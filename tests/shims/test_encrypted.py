@@ -149,6 +149,21 @@ async def test_keys_are_rotated_and_a_wrong_one_says_so() -> None:
     assert new.lookup_now([ADA]) == [secret()]
 
 
+async def test_a_commit_that_another_one_has_encoded_is_packed_anew() -> None:
+    """As by collections that write the same to several stores."""
+    other = Encrypted(EngineAdapter(MemoryRowStore()), Fernet.generate_key())
+    plain = EngineAdapter(MemoryRowStore())
+    shim = Encrypted(EngineAdapter(MemoryRowStore()), KEY)
+    commit = Commit(writes=[Put(secret())])
+    for adapter in (other, plain, shim):
+        await adapter.open()
+    other.encode(commit)
+    for adapter in (shim, other, plain):
+        await adapter.commit([commit])
+        assert adapter.lookup_now([ADA]) == [secret()]
+    assert b"SECRET2" not in raw(shim.child.store)  # type: ignore[attr-defined]
+
+
 async def test_what_was_written_before_is_read_and_its_name_is_reserved() -> None:
     shim = Encrypted(EngineAdapter(MemoryRowStore()), KEY, properties=["diagnosis"])
     await shim.open()
