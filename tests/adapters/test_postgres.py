@@ -499,6 +499,44 @@ async def test_batches_of_dependent_commits_are_judged_in_order(store: PostgresR
     assert versions(await commit(store, *mixed)) == [21, 22, 23, None, 23]
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_rows_follow_their_entities(store: PostgresRowStore, seed: int) -> None:
+    rng = random.Random(seed)
+    model: dict[bytes, bytes] = {}
+
+    def payload() -> bytes:
+        names = rng.sample(["x", "y", "z", "w"], rng.randrange(5))
+        return ",".join(rng.choice(["", "*"]) + name for name in names).encode()
+
+    for _ in range(60):
+        keys = rng.sample([b"%d" % n for n in range(12)], rng.choice((1, 1, 2, 6)))
+        written = {key: payload() for key in keys}
+        if rng.random() < 0.3:  # nothing that is indexed changes
+            written = {key: model.get(key, b"x") for key in keys}
+        commits = [puts((key, value)) for key, value in written.items()]
+        if rng.random() < 0.5:
+            commits = [puts(*written.items())]
+        if rng.random() < 0.3:  # some of a batch do not hold
+            commits.append(RowCommit(checks=[(b"absent", 7)], puts=[entity(b"never", b"x")]))
+        outcome = await commit(store, *commits)
+        assert [version is None for version in versions(outcome)] == [bool(each.checks) for each in commits]
+        model.update(written)
+        expected = {row: tail for key, value in model.items() for row, tail in rows_of(key, value).items()}
+        assert await index_rows(store) == expected
+        assert {key: value for key, (_, value) in (await entities(store)).items()} == model
+
+
+@pytest.mark.parametrize("number", [1, 5])
+async def test_a_row_of_nobody_is_replaced(
+    store: PostgresRowStore, postgres_session: PostgresSession, space: str, number: int
+) -> None:
+    postgres_session.run(f"INSERT INTO \"{space}\".rows VALUES ('x|0'::bytea, 77)")
+    outcome = await commit(store, *[puts((b"%d" % n, b"x,*y")) for n in range(number)])
+    assert versions(outcome) == list(range(1, number + 1))
+    assert (await index_rows(store))[b"x|0"] == 1
+    assert versions(await commit(store, puts((b"a", b"x")))) == [number + 1]
+
+
 async def test_large_puts_are_loaded_and_are_what_small_ones_make(
     dsn: str, space: str, postgres_session: PostgresSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

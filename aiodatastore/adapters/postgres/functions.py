@@ -142,6 +142,11 @@ def _write(long: bool, *, plain: bool = False) -> str:
     p_touch_of int[], p_touched int[], p_touch_looks boolean[], p_touch_writes boolean[]"""
     )
     independent = "" if plain else "AND bad_spans IS NULL AND p_touch_of = '{}'"
+    put = f"IF p_puts <> '{{}}' THEN {_apply(long)} END IF;"
+    if plain:
+        put = f"""
+        IF cardinality(p_puts) = 1 AND versions IS NULL THEN {_APPLY_ONE}
+        ELSIF p_puts <> '{{}}' THEN {_APPLY_PLAIN} END IF;"""
     work = f"""
         {"" if plain else _round(long)}
         IF bad_of IS NULL {independent} THEN
@@ -165,7 +170,7 @@ def _write(long: bool, *, plain: bool = False) -> str:
                 ) w
             ) x;
         END IF;
-        IF p_puts <> '{{}}' THEN {_apply(long)} END IF;
+        {put}
         IF p_deletes <> '{{}}' THEN {_delete(long)} END IF;
         base := base + total;"""
     if plain:
@@ -196,6 +201,7 @@ DECLARE
     versions bigint[];
     total int;
     bad_of int[]; bad_checks int[]; bad_actual bigint[]; bad_spans int[];
+    {"one @.put; old_rows bytea[]; old_tails bigint[];" if plain else ""}
 BEGIN
     PERFORM pg_advisory_xact_lock({LOCK_CLASS}, '@.meta'::regclass::oid::int);
     IF p_again THEN
@@ -310,6 +316,68 @@ def _apply(long: bool) -> str:
         ) n
         WHERE {short_row} NOT EXISTS (SELECT FROM old o WHERE o.row = n.row AND o.tail = n.tail)
         ON CONFLICT (row) DO UPDATE SET tail = excluded.tail;"""
+
+
+_APPLY_PLAIN: Final = f"""
+        WITH q AS MATERIALIZED (
+            SELECT q.key, CASE WHEN versions IS NULL THEN base + q.version ELSE versions[q.of] END AS version,
+                q.payload, q.rows, q.tails, e.place, e.rows AS old_rows, e.tails AS old_tails
+            FROM unnest(p_puts) q
+            LEFT JOIN LATERAL (SELECT ctid AS place, rows, tails FROM @.entities WHERE key = q.key LIMIT 1) e ON true
+            WHERE {_HOLDS.format(of="q.of")}
+        ),
+        old AS MATERIALIZED (
+            SELECT u.row FROM q CROSS JOIN LATERAL unnest(q.old_rows) AS u(row) WHERE q.old_rows <> q.rows
+        ),
+        new AS MATERIALIZED (
+            SELECT u.row, coalesce(u.tail, octet_length(q.key)) AS tail
+            FROM q CROSS JOIN LATERAL unnest(q.rows, q.tails) AS u(row, tail) WHERE q.old_rows IS DISTINCT FROM q.rows
+        ),
+        gone AS (
+            DELETE FROM @.rows WHERE ctid = ANY (ARRAY(
+                SELECT r.place FROM (SELECT row FROM old EXCEPT SELECT row FROM new) g
+                CROSS JOIN LATERAL (SELECT ctid AS place FROM @.rows WHERE row = g.row LIMIT 1) r))
+        ),
+        other AS (
+            UPDATE @.rows SET tail = c.tail FROM (
+                SELECT r.place, coalesce(n.tail, octet_length(q.key)) AS tail FROM q
+                CROSS JOIN LATERAL unnest(q.rows, q.tails) AS n(row, tail)
+                JOIN LATERAL unnest(q.old_rows, q.old_tails) AS o(row, tail) ON o.row = n.row
+                CROSS JOIN LATERAL (SELECT ctid AS place FROM @.rows WHERE row = n.row LIMIT 1) r
+                WHERE (q.old_tails <> '{{}}' OR q.tails <> '{{}}')
+                    AND (q.old_rows <> q.rows OR q.old_tails <> q.tails) AND o.tail IS DISTINCT FROM n.tail
+            ) c WHERE rows.ctid = c.place
+        ),
+        kept AS (
+            UPDATE @.entities SET version = q.version, payload = q.payload, rows = q.rows, tails = q.tails
+            FROM q WHERE entities.ctid = q.place
+        ),
+        made AS (
+            INSERT INTO @.entities SELECT q.key, q.version, q.payload, q.rows, q.tails FROM q WHERE q.place IS NULL
+        )
+        INSERT INTO @.rows SELECT n.row, n.tail FROM new n WHERE NOT EXISTS (SELECT FROM old o WHERE o.row = n.row);"""
+"""The same where nothing is long: what is there is told from what is new, so that nothing is inserted ON CONFLICT,
+which costs more. A row that should not be there is a unique violation; then the other function is called."""
+
+_APPLY_ONE: Final = """
+            one := p_puts[1];
+            SELECT e.rows, e.tails INTO old_rows, old_tails FROM @.entities e WHERE e.key = one.key;
+            IF NOT FOUND THEN
+                INSERT INTO @.entities VALUES (one.key, base + one.version, one.payload, one.rows, one.tails);
+                INSERT INTO @.rows SELECT u.row, coalesce(u.tail, octet_length(one.key))
+                FROM unnest(one.rows, one.tails) AS u(row, tail);
+            ELSE
+                UPDATE @.entities SET version = base + one.version, payload = one.payload, rows = one.rows,
+                    tails = one.tails WHERE key = one.key;
+                IF old_rows <> one.rows OR old_tails <> one.tails THEN
+                    DELETE FROM @.rows WHERE row = ANY (ARRAY(SELECT unnest(old_rows) EXCEPT SELECT unnest(one.rows)));
+                    INSERT INTO @.rows SELECT u.row, coalesce(u.tail, octet_length(one.key))
+                    FROM unnest(one.rows, one.tails) AS u(row, tail)
+                    WHERE old_tails <> '{}' OR one.tails <> '{}' OR u.row NOT IN (SELECT unnest(old_rows))
+                    ON CONFLICT (row) DO UPDATE SET tail = excluded.tail;
+                END IF;
+            END IF;"""
+"""The same for one put alone: setting up the statement above would take longer than all of these."""
 
 
 def _delete(long: bool) -> str:

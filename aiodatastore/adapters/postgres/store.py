@@ -527,8 +527,16 @@ class PostgresRowStore(RowStore):
             if not arguments or (plain and self._is_long):
                 plain, arguments = write_arguments(slot.name, slot.number, batch, plain=not self._is_long)
             arguments[2] = was_again
-            text = self._statements.write_plain if plain else self._statements.write
-            answer = await connection.fetchrow(text, *arguments, timeout=self._timeout_s)
+            try:
+                text = self._statements.write_plain if plain else self._statements.write
+                answer = await connection.fetchrow(text, *arguments, timeout=self._timeout_s)
+            except asyncpg.UniqueViolationError:
+                if not plain:
+                    raise
+                # An index row that no entity tells of, which nothing but damage explains: it is replaced.
+                plain, arguments = write_arguments(slot.name, slot.number, batch, plain=False)
+                arguments[2] = was_again
+                answer = await connection.fetchrow(self._statements.write, *arguments, timeout=self._timeout_s)
             if answer[0] == _LONG_NOTED:
                 raise _LongRowsError
             return outcomes(batch, answer)
