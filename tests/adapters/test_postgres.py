@@ -776,8 +776,9 @@ async def test_what_is_not_known_is_said(dsn: str, space: str) -> None:
         store._pool._connect = refused  # type: ignore[union-attr]
         broken = True
         store._pool.drop_idle()  # type: ignore[union-attr]
-        with pytest.raises(UnavailableError, match="nothing was written"):
+        with pytest.raises(UnavailableError, match="nothing was written") as certain:
             await commit(store, puts((b"b", b"x")))
+        assert certain.value.nothing_written
         with pytest.raises(UnavailableError):
             await store.read([b"a"])
         broken = False
@@ -798,8 +799,9 @@ async def test_what_is_not_known_is_said(dsn: str, space: str) -> None:
                 raise ConnectionResetError("cut")
 
         await store._pool.give_back(Cut())  # type: ignore[union-attr]
-        with pytest.raises(UnavailableError, match="not known"):
+        with pytest.raises(UnavailableError, match="not known") as doubtful:
             await commit(store, puts((b"c", b"x")))
+        assert not doubtful.value.nothing_written
         broken = False
         assert (await store.read([b"c"])).records[0] is not None
 

@@ -341,8 +341,9 @@ async def test_wait_replicas() -> None:
                     with pytest.raises(UnavailableError, match=r"read-only.*nothing was written"):
                         await commit(copy, puts((b"c", b"z")))
                 replica.pause()
-                with pytest.raises(UnavailableError, match="is written, but 0"):
+                with pytest.raises(UnavailableError, match="is written, but 0") as written:
                     await commit(store, puts((b"c", b"z")))
+                assert not written.value.nothing_written
                 replica.resume()
                 assert versions(await commit(store, puts((b"d", b"z")))) == [4]
 
@@ -485,8 +486,9 @@ async def test_a_server_that_is_gone_is_unavailable() -> None:
             start = time.monotonic()
             with pytest.raises(UnavailableError, match=r"no answer within 0.3 s"):
                 await store.read([b"a"])
-            with pytest.raises(UnavailableError, match="nothing was written"):
+            with pytest.raises(UnavailableError, match="nothing was written") as certain:
                 await commit(store, puts((b"a", b"x")))
+            assert certain.value.nothing_written
             with pytest.raises(UnavailableError):
                 await store.allocate(b"s", 1)
             assert time.monotonic() - start < 3
@@ -622,8 +624,9 @@ async def test_a_batch_that_arrives_after_its_successor_is_dropped(server: Valke
         async with opened(f"redis://127.0.0.1:{proxy.port}", retry_s=0) as store:
             await commit(store, puts((b"n", b"first")))
             proxy.arm(Fault(Direction.TO_SERVER, at=0, action=Action.LATE, delay_s=0.3))
-            with pytest.raises(UnavailableError, match="not known"):
+            with pytest.raises(UnavailableError, match="not known") as doubtful:
                 await commit(store, puts((b"n", b"late")))
+            assert not doubtful.value.nothing_written
             assert versions(await commit(store, puts((b"n", b"second")))) == [2]
             await asyncio.sleep(0.5)
             assert await store.read([b"n"]) == ([(2, b"second")], 2)
