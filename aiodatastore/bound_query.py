@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ __all__ = ["BoundQuery", "QueryPage", "QueryResults"]
 COUNT = Aggregation("count")
 
 
-@dataclass(frozen=True, slots=True)
 class QueryPage:
     """Some results of a query, and how to go on.
 
@@ -33,9 +31,37 @@ class QueryPage:
     starts; ``more`` tells whether anything was there when this page was read.
     """
 
-    entities: list[Any]
-    cursor: Cursor
-    more: bool
+    __slots__ = ("_cursor", "_place", "_query", "entities", "more")
+
+    def __init__(self, entities: list[Any], more: bool, query: Query, place: bytes) -> None:
+        self.entities = entities
+        self.more = more
+        self._query = query
+        self._place = place
+        self._cursor: Cursor | None = None
+
+    def __repr__(self) -> str:
+        return f"QueryPage({self.entities!r}, {self.cursor!r}, more={self.more!r})"
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place after the last of them; made when it is asked for, which costs as much as a plan."""
+        if self._cursor is None:
+            self._cursor = _cursor_at(self._query, self._place)
+        return self._cursor
+
+
+def _cursor_at(query: Query, place: bytes) -> Cursor:
+    """The cursor of a position in a query's results; empty: before the first."""
+    from aiodatastore.indexing.normal import normalize
+
+    start = query.start_cursor
+    if start is not None and place == start.position:
+        return start
+    if not place:
+        return Cursor(b"", query.shape)
+    normal = normalize(query)
+    return Cursor(place, query.shape, normal.key_descending, normal.mirrored)
 
 
 class QueryResults(AsyncIterator[Any]):
@@ -147,20 +173,15 @@ class QueryResults(AsyncIterator[Any]):
     @property
     def cursor(self) -> Cursor:
         """The place after the last result that was pulled; the query's start before the first."""
-        from aiodatastore.indexing.normal import normalize
+        return _cursor_at(self._query, self._reached())
 
-        place = self._place
+    def _reached(self) -> bytes:
+        """The position of the last result that was pulled."""
         if self._next and self._page.positions is not None:
-            place = self._page.positions[self._next - 1]
-        elif self._done and self._page.end is not None and not self._page.results:
-            place = self._page.end  # everything was passed over by the offset
-        start = self._query.start_cursor
-        if start is not None and place == start.position:
-            return start
-        if not place:
-            return Cursor(b"", self._query.shape)
-        normal = normalize(self._query)
-        return Cursor(place, self._query.shape, normal.key_descending, normal.mirrored)
+            return self._page.positions[self._next - 1]
+        if self._done and self._page.end is not None and not self._page.results:
+            return self._page.end  # everything was passed over by the offset
+        return self._place
 
 
 class BoundQuery:
@@ -324,10 +345,10 @@ class BoundQuery:
                 break
             found += found_page
         more = beyond and len(found) == size
-        cursor = results.cursor
+        place = results._reached()
         if more:
             more = bool(await results._pull(1))
-        return QueryPage(found, cursor, more)
+        return QueryPage(found, more, query, place)
 
     async def count(self, limit: int | None = None, *, timeout: float | None = None) -> int:
         """How many results there are, at most ``limit``; on index rows alone where the plan allows."""
