@@ -57,7 +57,6 @@ __all__ = [
     "Channel",
     "CommitBatcher",
     "NotSentError",
-    "fresh_error",
 ]
 
 MAX_BATCH_KEYS = 1000
@@ -558,10 +557,10 @@ def _is_of_one_request(exc: Exception) -> bool:
 def _settle_all(batch: Sequence[_Call[Any, Any]], exc: Exception) -> None:
     for call in batch:
         if call.state is _State.SENT:
-            call.settle(None, fresh_error(exc) if len(batch) > 1 else exc)
+            call.settle(None, _fresh(exc) if len(batch) > 1 else exc)
 
 
-def fresh_error(exc: Exception) -> Exception:
+def _fresh(exc: Exception) -> Exception:
     """An exception of its own for each task: a shared one would collect the tracebacks of all."""
     try:
         copied = copy.copy(exc)

@@ -23,7 +23,6 @@ from aiodatastore.adapters.base import (
     RunOptions,
 )
 from aiodatastore.adapters.registry import adapter_from_url, parse_float, parse_int
-from aiodatastore.batching import fresh_error
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, UnsupportedError
 from aiodatastore.indexing.explain import Explanation
@@ -33,7 +32,7 @@ from aiodatastore.rowstore import Capability, Subscription
 from aiodatastore.shims.base import DEFAULT, Shim
 from aiodatastore.shims.cached.copies import Copy, same_clock
 from aiodatastore.shims.cached.entries import Entries, Entry
-from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found
+from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found, own_error
 from aiodatastore.shims.cached.hub import Hub, hub_of
 from aiodatastore.shims.cached.shared import Shared
 
@@ -357,7 +356,7 @@ class Cached(Shim, ChangeListener):
             if key in flight.found:
                 found[key] = flight.found[key]
             elif isinstance(flight.error, Exception):
-                raise fresh_error(flight.error)
+                raise own_error(flight.error)
             else:
                 again.append(key)
         return again
