@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar
 
 import anyio
 
@@ -108,28 +108,65 @@ class Retrying(Around):
 
     async def around(self, call: Call, work: Callable[[], Awaitable[T]]) -> T:
         """Do it until it succeeds, as often as is allowed and harmless."""
-        doubt: UnavailableError | None = None  # of the first try that may have taken effect
         attempt = 1
         while True:
             try:
-                answer = await work()
+                return await work()
             except UnavailableError as exc:
-                if isinstance(exc, _LASTING) or not _may_repeat(call, exc) or attempt == self._attempts:
-                    if doubt is not None:
-                        raise doubt from exc
+                if not self._again(exc, attempt) or not (call.operation in _HARMLESS or exc.nothing_written):
                     raise
-                if call.operation == "commit" and not exc.nothing_written:
-                    doubt = doubt or exc
-            else:
-                return answer if doubt is None else cast("T", _undoubted(call, cast("list[Outcome]", answer), doubt))
-            await anyio.sleep(self._random.uniform(0.0, min(self._max_s, self._base_s * 2 ** (attempt - 1))))
+            await self._pause(attempt)
             attempt += 1
 
+    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        """Hand on to the child; what certainly wrote nothing, or can't happen twice, again.
 
-def _may_repeat(call: Call, exc: UnavailableError) -> bool:
-    if call.operation in _HARMLESS or exc.nothing_written:
-        return True
-    return call.operation == "commit" and all(map(_can_not_happen_twice, call.commits))
+        A repeat may come after those that stood behind it.
+        """
+        outcomes: dict[int, Outcome] = {}
+        doubts: dict[int, UnavailableError] = {}  # of the first tries that may have taken effect
+        pending = list(range(len(batch)))
+        attempt = 1
+        while True:
+            tried = [batch[place] for place in pending]
+            try:
+                answers = await self.child.commit(tried)
+            except UnavailableError as exc:
+                # Who shares a batch with one that can't be repeated is not: what became of the batch is not known.
+                harmless = all(_may_repeat(commit, exc) for commit in tried)
+                if len(pending) == len(batch) and not doubts and not (harmless and self._again(exc, attempt)):
+                    raise
+                answers = [Outcome(None, error=exc) for _ in tried]
+            else:
+                harmless = True
+            again = []
+            for place, commit, answer in zip(pending, tried, answers, strict=True):
+                error = answer.error
+                if isinstance(error, UnavailableError):
+                    if harmless and self._again(error, attempt) and _may_repeat(commit, error):
+                        again.append(place)
+                        if not error.nothing_written:
+                            doubts.setdefault(place, error)
+                        continue
+                elif answer.committed or not commit.writes:
+                    doubts.pop(place, None)
+                # In doubt, a conflict may be with its own first try, and no refusal says anything of that.
+                outcomes[place] = Outcome(None, error=doubts[place]) if place in doubts else answer
+            if not again:
+                return [outcomes[place] for place in range(len(batch))]
+            pending = again
+            await self._pause(attempt)
+            attempt += 1
+
+    def _again(self, exc: UnavailableError, attempt: int) -> bool:
+        return attempt < self._attempts and not isinstance(exc, _LASTING)
+
+    async def _pause(self, attempt: int) -> None:
+        await anyio.sleep(self._random.uniform(0.0, min(self._max_s, self._base_s * 2 ** (attempt - 1))))
+
+
+def _may_repeat(commit: Commit, exc: UnavailableError) -> bool:
+    return exc.nothing_written or _can_not_happen_twice(commit)
 
 
 def _can_not_happen_twice(commit: Commit) -> bool:
@@ -144,11 +181,3 @@ def _can_not_happen_twice(commit: Commit) -> bool:
 
 def _key(write: Put | Delete) -> Key:
     return write.entity.key if isinstance(write, Put) else write.key
-
-
-def _undoubted(call: Call, outcomes: Sequence[Outcome], doubt: UnavailableError) -> list[Outcome]:
-    """Outcomes of a repeat: the conflict of a commit that writes may be with its own first try."""
-    return [
-        Outcome(None, error=doubt) if commit.writes and not outcome.committed and outcome.error is None else outcome
-        for commit, outcome in zip(call.commits, outcomes, strict=True)
-    ]
