@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,9 @@ from aiodatastore.testing.servers import GivenServer, ValkeyCluster, ValkeyNode
 from tests.engines import CLUSTERS, fresh_name
 
 from .rows import commit, entities, index_rows, puts, rows_of, versions
-from .test_redis import Scripted
+from .test_redis import Scripted, certificate, tls_before
+
+__all__ = ["certificate"]
 
 pytestmark = [
     pytest.mark.anyio,
@@ -286,6 +289,21 @@ async def test_the_permissions_that_the_documentation_names(cluster: ValkeyClust
     finally:
         for node in cluster.nodes:
             node.command("ACL", "DELUSER", "app")
+
+
+async def test_tls_with_nodes_under_their_announced_names(certificate: Path) -> None:
+    names: dict[str, Any] = {"cluster_announce_hostname": "localhost", "cluster_preferred_endpoint_type": "hostname"}
+    with ValkeyCluster(masters=1, replicas=0, **names) as made:
+        async with tls_before(made.nodes[0], certificate) as port:
+            made.nodes[0].command("CONFIG", "SET", "cluster-announce-port", port)
+            url = f"rediss+cluster://localhost:{port}?shards=2&prefix=app"
+            async with Datastore(f"{url}&ssl_ca_certs={certificate / 'cert.pem'}") as ds:
+                await ds.put([Entity(Key("Item", number)) for number in range(1, 10)])
+                assert await ds.query("Item").count() == 9
+                assert isinstance(ds.adapter, ClusterAdapter)
+                assert list(ds.adapter.cluster.nodes) == [("localhost", port)]
+            with pytest.raises(UnavailableError, match="refuses"):
+                await Datastore(url).open()
 
 
 async def test_no_more_connections_to_a_node_than_allowed(cluster: ValkeyCluster) -> None:

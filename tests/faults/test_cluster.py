@@ -23,6 +23,7 @@ from redis import Redis
 from aiodatastore import Datastore, Entity, Key
 from aiodatastore.adapters.redis.cluster import hash_slot, hash_tags
 from aiodatastore.errors import UnavailableError
+from aiodatastore.testing.history import WORKLOADS, History, run_workload, verify_workload
 from aiodatastore.testing.servers import ServerError, ValkeyCluster, ValkeyNode
 from tests.conftest import missing
 from tests.engines import fresh_name
@@ -183,6 +184,32 @@ async def lost(cluster: ValkeyCluster, made: Load) -> set[tuple[int, int]]:
     async with Datastore(made.ds.url) as ds:
         made.ds = ds
         return made.acknowledged - await made.found()
+
+
+async def test_what_transactions_see_stays_serializable(cluster: ValkeyCluster) -> None:
+    prefix = fresh_name()
+    url = url_of(cluster, prefix, shards=1, wait_replicas=1)
+    history = History()
+    async with Datastore(url) as ds, Datastore(url) as other:
+        clients = [
+            asyncio.create_task(run_workload(each, WORKLOADS["mixed"], tasks=6, transactions=50, items=5, client=name))
+            for name, each in (("a", ds), ("b", other))
+        ]
+        kills = 0
+        while kills < 2 and not all(client.done() for client in clients):
+            await asyncio.sleep(0.2)
+            victim = await in_thread(lambda: cluster.master_of(hash_slot(hash_tags(prefix, 1)[0].encode())))
+            await in_thread(victim.kill9)
+            await in_thread(cluster.wait_ok)
+            await in_thread(victim.start)
+            await in_thread(cluster.wait_ok)
+            kills += 1
+        for client in clients:
+            for each in (await client).transactions:
+                history.add(each)
+    assert kills
+    assert history.count("committed") == 2 * 6 * 50
+    assert "\n".join(map(str, verify_workload(history))) == ""
 
 
 class Chosen:
