@@ -227,7 +227,10 @@ class Aggregation(NamedTuple):
 
 @dataclass(slots=True)
 class AggregateResult:
-    """Values in the order asked for; ``avg`` of nothing is None, ``sum`` of nothing 0. The rest as in :class:`Page`."""
+    """Values in the order asked for; ``avg`` of nothing is None, ``sum`` of nothing 0. The rest as in :class:`Page`.
+
+    ``rows`` and ``scans`` are how many index rows were read and requests made, where the adapter tells.
+    """
 
     values: list[int | float | None]
     version: int
@@ -235,6 +238,8 @@ class AggregateResult:
     spans: list[SpanCheck] = field(default_factory=list)
     newest: int = 0
     clock: object = None
+    rows: int = 0
+    scans: int = 0
 
 
 class PreparedCommit(NamedTuple):

@@ -45,10 +45,10 @@ class Reader:
 
     ``version`` is the store's version at the first read: an entity that is newer was changed since the index
     was read, and has to be compared with the query again. ``oldest`` and ``newest`` are the versions between which
-    the reads since the last :meth:`take_versions` were made.
+    the reads since the last :meth:`take_versions` were made. ``rows`` and ``scans`` are those of all steps.
     """
 
-    __slots__ = ("_since", "checks", "newest", "oldest", "spans", "store", "track", "version")
+    __slots__ = ("_since", "checks", "newest", "oldest", "rows", "scans", "spans", "store", "track", "version")
 
     def __init__(self, store: RowStore, *, track: bool) -> None:
         self.store = store
@@ -56,6 +56,8 @@ class Reader:
         self.version: int | None = None
         self.oldest: int | None = None
         self.newest = 0
+        self.rows = 0
+        self.scans = 0
         self._since = perf_counter()
         self.checks: dict[bytes, int] = {}
         self.spans: list[SpanCheck] = []
@@ -70,8 +72,10 @@ class Reader:
         rows, version = await self.store.scan(Span(space, lo, hi), limit, reverse=reverse, with_entities=join)
         self._saw(version)
         step.scans += 1
+        self.scans += 1
         if space is Space.INDEX:
             step.rows += len(rows)
+            self.rows += len(rows)
         if join or space is Space.ENTITY:
             step.entities += len(rows)
         if self.track:
@@ -133,6 +137,7 @@ class Reader:
         records, version = await self.store.read(keys)
         self._saw(version)
         step.scans += 1
+        self.scans += 1
         step.entities += len(keys)
         if self.track:
             for key, record in zip(keys, records, strict=True):
@@ -148,7 +153,9 @@ class Reader:
         if found is not None:
             self._saw(found.version)
             step.scans += 1
+            self.scans += 1
             step.rows += len(found.rows)
+            self.rows += len(found.rows)
             if join:
                 step.entities += len(found.rows)
         return found
@@ -161,13 +168,17 @@ class Reader:
         if found is not None:
             self._saw(found.version)
             step.scans += 1
-            step.rows += sum(rows for _, _, rows in found.values)
+            self.scans += 1
+            rows = sum(rows for _, _, rows in found.values)
+            step.rows += rows
+            self.rows += rows
         return found
 
     async def count(self, step: Step, space: Space, lo: bytes, hi: bytes) -> SpanCount:
         """How many rows a span has."""
         counted = await self.store.count(Span(space, lo, hi)) if lo < hi else SpanCount(0, 0, self.version or 0)
         step.scans += 1
+        self.scans += 1
         self._saw(counted.version)
         if self.track:
             self.spans.append(SpanCheck(space, lo, hi, counted.rows))

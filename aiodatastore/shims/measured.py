@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from aiodatastore.adapters.base import Adapter, Lookup, Outcome, Page, Put
+from aiodatastore.adapters.base import Adapter, AggregateResult, Lookup, Outcome, Page, Put
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.registry import missing_extra, parse_bool, parse_int
 from aiodatastore.entity import Entity
@@ -124,12 +124,12 @@ class Measured(Around):
     of a query is one query. Of each, by kind (``*``: several in one call, or all; and beyond ``max_kinds`` kinds):
 
     - ``calls``, ``seconds`` in all, and ``buckets`` of :data:`BUCKETS_S`; ``errors`` by class, of calls and of commits;
-    - ``items``: keys looked up, results, entities written (always with their own kind), ids; ``found``: entities found;
-      ``conflicts``: commits that were refused by their checks;
-    - ``index_rows``: read by a query as its plan tells (see ``explain``); of the entities that a commit put, composite
-      ones included where the child is a store, or shims around one. Rows that an overwrite leaves as they are count.
-      Those that aggregates read are not known;
-    - ``round_trips``: requests to the store. A lookup, a commit and an aggregate count as one, a query as its plan
+    - ``items``: keys looked up, results, values of aggregates, ids, and entities written, always with their own kind;
+      ``found``: entities found; ``conflicts``: commits that were refused by their checks;
+    - ``index_rows``: read by a query as its plan tells (see ``explain``), and by an aggregate; of the entities that a
+      commit put, composite ones included where the child is a store, or shims around one. Rows that an overwrite leaves
+      as they are count;
+    - ``round_trips``: requests to the store. A lookup and a commit count as one, queries and aggregates as the store
       tells, what is at hand as none. What a cache or collection below makes of them, a shim below it can tell.
 
     ``name`` tells several such shims apart: label ``store`` in Prometheus, attribute ``db.namespace`` in OpenTelemetry.
@@ -334,8 +334,10 @@ class Measured(Around):
             rows = self._note_commits(call, series, [answer] if isinstance(answer, Outcome) else answer)
         elif call.operation in ("allocate_ids", "reserve_ids"):
             series.items += answer[1] - answer[0] + 1
-        elif call.query is not None:
-            series.items += 1
+        elif isinstance(answer, AggregateResult):
+            series.items += len(answer.values)
+            rows, trips = answer.rows, answer.scans or 1
+            series.index_rows += rows
         series.round_trips += trips
         return rows, trips
 

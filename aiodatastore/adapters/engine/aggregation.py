@@ -55,7 +55,7 @@ async def aggregate(
             break  # else rows of an index that was used may have been removed meanwhile
     checks = {decode_key(key): version for key, version in reader.checks.items()}
     version, newest = reader.take_versions()
-    return AggregateResult(values, version, checks, reader.spans, newest)
+    return AggregateResult(values, version, checks, reader.spans, newest, rows=reader.rows, scans=reader.scans)
 
 
 async def _values(
