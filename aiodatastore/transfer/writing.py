@@ -134,17 +134,30 @@ class Writer:
             await self._save()
 
     async def _put(self, batch: Batch) -> None:
-        """Commit a batch; automatic ids that somebody uses already are replaced."""
+        """Commit a batch; automatic ids that somebody uses already are replaced.
+
+        Several stores may each write their part by itself: what was written then is not sent again.
+        """
         skip = 0
-        while batch.entities:
-            commit = Commit(checks=dict.fromkeys(batch.automatic, 0), writes=[Put(entity) for entity in batch.entities])
+        left = batch.entities
+        while left:
+            checks = dict.fromkeys(batch.automatic, 0)
+            commit = Commit(checks=checks, writes=[Put(entity) for entity in left], atomic=False)
             [outcome] = await self.adapter.commit([commit])
             if outcome.committed:
                 return
-            used = [batch.automatic.pop(key) for key in outcome.conflicts]
+            if outcome.error is not None:
+                raise outcome.error
+            over = {*outcome.conflicts, *(outcome.versions or ())}
+            left = [entity for entity in left if entity.key not in over]
+            # What was in the commit is the adapter's: what takes its place is new.
+            used = [batch.automatic[key].snapshot() for key in outcome.conflicts]
+            for key in over:
+                batch.automatic.pop(key, None)
             for entity in used:
                 entity.key = incomplete(entity.key)
             await complete_keys(self.adapter, batch, used, skip=skip)
+            left += used
             skip = min(max(1, skip * 2), 1 << 20)
 
     async def _save(self) -> None:
