@@ -1,6 +1,6 @@
 """Queries whose results are the rows of one span as they stand: what most queries are.
 
-The stages of :mod:`aiodatastore.indexing.execution` serve every plan, and cost ten times what a page's scan costs
+The stages of :mod:`aiodatastore.indexing.execution` serve every plan, and take as long as a scan of a server
 where there is nothing for them to do. A :class:`DirectSpan` is known for the plans where there is nothing: their first
 page is one scan, and its rows are the results. Pages after it, and whatever is met that is not plain (an entity with
 several rows, one that the scan did not join), are the stages' work; both give the same results and positions.
@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
+from aiodatastore.key import Key
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space
-
-if TYPE_CHECKING:
-    from aiodatastore.serializers import Serializer
 
 __all__ = ["DirectSpan", "direct_span"]
 
@@ -38,19 +35,13 @@ class DirectSpan:
     once: bool
     key_descending: bool
 
-    def results(self, rows: Sequence[Row], serializer: Serializer) -> list[Any] | None:
-        """The entities (or keys) of rows; None if one of them has to be looked at."""
+    def keys(self, rows: Sequence[Row]) -> list[Key] | None:
+        """The keys of rows; None if one of them has to be looked at."""
         doubtful = TAIL_MULTI if self.once else 0
         for _, tail, _, payload in rows:
             if tail & doubtful or (payload is None and not self.keys_only):
                 return None
-        if self.keys_only:
-            return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
-        loads = serializer.loads
-        return [
-            loads(decode_key(row[-(tail & TAIL_KEY_MASK) :]), payload or b"", version or 0)
-            for row, tail, version, payload in rows
-        ]
+        return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
 
     def position(self, row: bytes, tail: int) -> bytes:
         """Where the result of a row stands."""

@@ -15,6 +15,7 @@ from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Space
+from aiodatastore.serializers.packed import load_all
 
 __all__ = ["EngineStream"]
 
@@ -120,10 +121,14 @@ class EngineStream(ResultStream):
         rows = await self._reader.scan(
             self._scanned, Space.INDEX, direct.lo, direct.hi, want, reverse=direct.backward, join=not direct.keys_only
         )
-        results = direct.results(rows, self._engine.serializer)
-        if results is None:
+        keys = direct.keys(rows)
+        if keys is None:
             self._reader.forget()
             return None
+        results: list[Any] = keys
+        if not direct.keys_only:
+            found = [(key, row[3] or b"", row[2] or 0) for key, row in zip(keys, rows, strict=True)]
+            results = load_all(self._engine.serializer, found)
         positions = [direct.position(row, tail) for row, tail, _, _ in rows] if options.positions else []
         if rows:
             last, tail, _, _ = rows[-1]

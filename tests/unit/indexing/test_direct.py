@@ -13,7 +13,10 @@ from aiodatastore.adapters.base import Page, RunOptions
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.datastore import Datastore
+from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
+from aiodatastore.serializers import JSONSerializer, MsgpackSerializer
+from aiodatastore.serializers.packed import load_all
 
 pytestmark = pytest.mark.anyio
 
@@ -99,3 +102,18 @@ async def test_a_direct_page_takes_one_scan_and_builds_no_stages(
     sizes = [entity["size"] for entity in found]
     assert len(sizes) == 20
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_many_payloads_are_read_as_each_is() -> None:
+    serializer = MsgpackSerializer()
+    entities = [_thing(number) for number in range(3)] + [Entity(Key("Thing", 9), {"x": 1}, unindexed=["x"])]
+    found = [(entity.key, serializer.dumps(entity), version) for version, entity in enumerate(entities, 1)]
+    found.append((Key("Thing", 10), JSONSerializer().dumps(entities[0]), 7))  # written by another one
+    read = load_all(serializer, found)
+    assert read == [serializer.loads(*each) for each in found]
+    assert [entity.version for entity in read] == [1, 2, 3, 4, 7]
+    assert read[3].unindexed == {"x"}
+    for damaged in (b"", b"\x01", b"\x01\x90", b"\x07"):
+        with pytest.raises(CorruptDataError, match="can't be read"):
+            load_all(serializer, [(Key("Thing", 1), damaged, 1)])
+    assert load_all(JSONSerializer(), found[-1:]) == [JSONSerializer().loads(*found[-1])]
