@@ -141,4 +141,4 @@ def _complain(message: str, *remarks: str, first: str = "") -> None:
 
 
 # Commands register themselves with the group.
-from aiodatastore.cli import admin, explain, indexes, move, query, write  # noqa: E402, F401
+from aiodatastore.cli import admin, explain, indexes, move, query, rebalance, write  # noqa: E402, F401

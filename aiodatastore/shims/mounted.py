@@ -66,6 +66,12 @@ class Mounted(Routed):
         """What is mounted."""
         return {"mounts": ", ".join(self.names)}
 
+    @property
+    def url(self) -> str:
+        """The places and the stores' URLs."""
+        mounts = [f"{name}={child.url}" for name, child in zip(self.names, self.children, strict=True)]
+        return f"mounted:{{{' | '.join(mounts)}}}"
+
     def place(self, key: Key) -> int:
         """The store of a key's root.
 

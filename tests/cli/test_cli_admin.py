@@ -25,6 +25,7 @@ COMMANDS = [
     ["indexes", "build"],
     ["indexes", "delete"],
     ["indexes", "suggest"],
+    ["rebalance"],
 ]
 
 

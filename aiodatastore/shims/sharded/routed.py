@@ -7,7 +7,7 @@ A subclass says where a key's entity lives (:meth:`Routed.place`) and where a qu
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,7 +31,7 @@ from aiodatastore.adapters.base import (
     RunOptions,
 )
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadArgumentError, BadRequestError, CrossShardError, DatastoreError
+from aiodatastore.errors import BadArgumentError, BadRequestError, CrossShardError, DatastoreError, UnavailableError
 from aiodatastore.indexing.aggregates import RunningSum
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
 from aiodatastore.indexing.merging import Sums
@@ -43,7 +43,7 @@ from aiodatastore.shims.sharded.streams import Source, merged_stream
 from aiodatastore.shims.sharded.together import all_of, outcomes_of, own_copy
 from aiodatastore.shims.sharded.twophase import ORPHAN_S, SYSTEM_PROJECT, Coordinator, can_prepare
 
-__all__ = ["SYSTEM_PROJECT", "Routed", "stores_of"]
+__all__ = ["SYSTEM_PROJECT", "Routed", "failed", "stores_of"]
 
 _DEFAULT = RunOptions()
 
@@ -72,10 +72,12 @@ class Routed(Adapter):
 
     def __init__(self, children: Sequence[Adapter], names: Sequence[str]) -> None:
         _check_children(children, names)
-        self._children = tuple(children)
+        self._given = tuple(children)
+        self.adapters = list(children)
+        """What is spoken to."""
         self.names = tuple(names)
         """The adapters' names, in their order."""
-        self._numbers = {name: number for number, name in enumerate(self.names)}
+        self._numbers: dict[Hashable, int] = {name: number for number, name in enumerate(self.names)}
         self._clocks = [object() for _ in children]
         self._coordinator = Coordinator(self)
         self._watches = False
@@ -106,12 +108,24 @@ class Routed(Adapter):
         """Which keys count that an adapter has; None: all."""
         return None
 
+    def tag(self, number: int) -> Hashable:
+        """What marks spans of an adapter."""
+        return self.names[number]
+
+    def tagged(self, tag: Hashable) -> int | None:
+        """The number of the adapter that a tag stands for; None: none any more, so whether it holds can't be told."""
+        return self._numbers.get(tag)
+
+    def fenced(self, number: int, commit: Commit) -> Commit:
+        """A commit as the adapter gets it."""
+        return commit
+
     # ---------------------------------------------------------------------------------- what it is
 
     @property
     def children(self) -> Sequence[Adapter]:
         """The adapters, in order."""
-        return self._children
+        return self._given
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -121,8 +135,8 @@ class Routed(Adapter):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What all of them promise; transactions over several where all of them can prepare commits."""
-        shared = frozenset.intersection(*(child.capabilities for child in self._children))
-        if len(self._children) > 1:
+        shared = frozenset.intersection(*(child.capabilities for child in self.adapters))
+        if len(self.adapters) > 1:
             shared -= {Capability.ONE_CLOCK}
             if Capability.TWO_PHASE not in shared:
                 shared -= {Capability.GLOBAL_TRANSACTIONS}
@@ -131,16 +145,16 @@ class Routed(Adapter):
     @property
     def url(self) -> str:
         """Those of the adapters."""
-        return f"{type(self).__name__.lower()}:[{', '.join(child.url for child in self._children)}]"
+        return f"{type(self).__name__.lower()}:{{{' | '.join(child.url for child in self.children)}}}"
 
     async def open(self) -> None:
         """Open all of them; if one can't be, none is."""
         async with AsyncExitStack() as stack:
-            for child in self._children:
+            for child in self.adapters:
                 await child.open()
                 stack.push_async_callback(_close, child)
             await self._opened()
-            self._watches = can_prepare(self._children) and len(self._children) > 1
+            self._watches = can_prepare(self.adapters) and len(self.adapters) > 1
             if self._watches:
                 await self.sweep()
             stack.pop_all()
@@ -161,7 +175,7 @@ class Routed(Adapter):
         if self._watches:
             self._watches = False
             await self._coordinator.aclose()
-        for answer in await outcomes_of([child.aclose for child in self._children]):
+        for answer in await outcomes_of([child.aclose for child in self.adapters]):
             if isinstance(answer, Exception):
                 raise answer
 
@@ -182,10 +196,10 @@ class Routed(Adapter):
     def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
         """At once, where all the adapters that have them can."""
         if len(keys) == 1:
-            return self._children[self.place(keys[0])].lookup_now(keys)
+            return self.adapters[self.place(keys[0])].lookup_now(keys)
         entities: list[Entity | None] = [None] * len(keys)
         for number, indexes in self._by_place(keys).items():
-            found = self._children[number].lookup_now([keys[index] for index in indexes])
+            found = self.adapters[number].lookup_now([keys[index] for index in indexes])
             if found is None:
                 return None
             for index, entity in zip(indexes, found, strict=True):
@@ -197,9 +211,9 @@ class Routed(Adapter):
         groups = self._by_place(keys)
         if len(groups) < 2:
             number = next(iter(groups), 0)
-            return self._clocked(number, await self._children[number].lookup(keys, read_policy=read_policy))
+            return self._clocked(number, await self.adapters[number].lookup(keys, read_policy=read_policy))
         calls = [
-            partial(self._children[number].lookup, [keys[index] for index in indexes], read_policy=read_policy)
+            partial(self.adapters[number].lookup, [keys[index] for index in indexes], read_policy=read_policy)
             for number, indexes in groups.items()
         ]
         entities: list[Entity | None] = [None] * len(keys)
@@ -223,13 +237,15 @@ class Routed(Adapter):
 
     def _sources(self, numbers: Sequence[int]) -> list[Source]:
         return [
-            Source(self.names[number], self._children[number], self._clocks[number], self.owner(number))
+            Source(
+                self.names[number], self.adapters[number], self._clocks[number], self.tag(number), self.owner(number)
+            )
             for number in numbers
         ]
 
     def _places_of(self, query: Query) -> Sequence[int]:
         if query.kind in METADATA_KINDS:
-            return range(len(self._children))
+            query = Query(namespace=query.namespace, project=query.project_id)
         found = {number for part in query.subqueries or (query,) for number in self.places(part)}
         return sorted(found) or (0,)
 
@@ -268,6 +284,8 @@ class Routed(Adapter):
         for source, answer in zip(sources, answers, strict=True):
             result.checks.update(answer.checks)
             result.spans += source.owned(answer.spans)
+            result.rows += answer.rows
+            result.scans += answer.scans
         for place, (function, _) in enumerate(aggregations):
             parts: list[Any] = [answer.values[place] for answer in answers]
             if function == "count":
@@ -298,14 +316,16 @@ class Routed(Adapter):
 
     # ------------------------------------------------------------------------------------- commits
 
-    def _parts(self, commit: Commit) -> dict[int, Part]:
-        """What of a commit concerns each adapter."""
+    def _parts(self, commit: Commit) -> dict[int, Part] | None:
+        """What of a commit concerns each adapter; None if it has spans that stand for nothing any more."""
         parts: dict[int, Part] = {}
         place = self.place
         for key, version in commit.checks.items():
             parts.setdefault(place(key), Part()).checks[key] = version
         for span in commit.spans:
-            number = self._numbers[str(span.owner[0])]
+            number = self.tagged(span.owner[0])
+            if number is None:
+                return None
             parts.setdefault(number, Part()).spans.append(replace(span, owner=span.owner[1:]))
         for write in commit.writes:
             key = write.entity.key if isinstance(write, Put) else write.key
@@ -333,7 +353,10 @@ class Routed(Adapter):
         """Let the adapter encode that the commit goes to, if that is one."""
         number = self._only_place(commit)
         if number is not None:
-            self._children[number].encode(commit)
+            fenced = self.fenced(number, commit)
+            self.adapters[number].encode(fenced)
+            if fenced is not commit:
+                commit.encoded = fenced
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Each adapter gets its commits at once; then go, one by one, those that concern several adapters.
@@ -353,7 +376,9 @@ class Routed(Adapter):
                 own.setdefault(number, []).append((index, commit))
                 continue
             parts = self._parts(commit)
-            if len(parts) > 1:
+            if parts is None:
+                outcomes[index] = Outcome(None, stale_spans=1)
+            elif len(parts) > 1:
                 several.append((index, parts))
             elif parts:
                 ((number, part),) = parts.items()
@@ -377,11 +402,12 @@ class Routed(Adapter):
         return None
 
     async def _commit_on(self, number: int, commits: Sequence[Commit]) -> list[Outcome]:
+        fenced = [self.fenced(number, commit) for commit in commits]
         if self._watches:
             with self._coordinator.watch():
-                found = await self._children[number].commit(commits)
+                found = await self.adapters[number].commit(fenced)
         else:
-            found = await self._children[number].commit(commits)
+            found = await self.adapters[number].commit(fenced)
         for outcome in found:
             if outcome.clock is None:
                 outcome.clock = self._clocks[number]
@@ -410,7 +436,7 @@ class Routed(Adapter):
 
     async def _commit_together(self, commit: Commit, parts: Mapping[int, Part]) -> Outcome:
         """All parts or none."""
-        if can_prepare([self._children[number] for number in parts]):
+        if can_prepare([self.adapters[number] for number in parts]):
             return await self._coordinator.commit(commit, parts)
         named = ", ".join(self.names[number] for number in sorted(parts))
         raise CrossShardError(
@@ -440,6 +466,8 @@ class Routed(Adapter):
         if error is not None and versions:
             total = sum(len(part.writes) for part in parts.values())
             error.add_note(f"{len(versions)} of the {total} of this call were written, in other stores")
+            if isinstance(error, UnavailableError):
+                error.nothing_written = False  # that was said of one store
         version = None if failed else max(written)
         return Outcome(version, conflicts, stale, error, MIXED, versions)
 
@@ -447,22 +475,22 @@ class Routed(Adapter):
 
     async def allocate_ids(self, key: Key, size: int) -> tuple[int, int]:
         """From the one adapter that has the sequence of the key's partition and kind."""
-        return await self._children[self.sequence_place(key)].allocate_ids(key, size)
+        return await self.adapters[self.sequence_place(key)].allocate_ids(key, size)
 
     async def reserve_ids(self, key: Key, up_to: int) -> tuple[int, int]:
         """In the one adapter that has the sequence of the key's partition and kind."""
-        return await self._children[self.sequence_place(key)].reserve_ids(key, up_to)
+        return await self.adapters[self.sequence_place(key)].reserve_ids(key, up_to)
 
     # ------------------------------------------------------------------------------ administration
 
     def index_places(self, definition: IndexDefinition) -> Sequence[int]:
         """The adapters that need an index."""
-        return range(len(self._children))
+        return range(len(self.adapters))
 
     async def indexes(self) -> list[IndexInfo]:
         """Those of all adapters, each in its least advanced state; one that is missing somewhere is BUILDING."""
         found: dict[IndexDefinition, list[IndexInfo]] = {}
-        for infos in await all_of([child.indexes for child in self._children]):
+        for infos in await all_of([child.indexes for child in self.adapters]):
             for info in infos:
                 found.setdefault(info.definition, []).append(info)
         merged = []
@@ -486,7 +514,7 @@ class Routed(Adapter):
     async def create_index(self, definition: IndexDefinition) -> IndexInfo:
         """In every adapter that needs it."""
         for number in self.index_places(definition):
-            await self._children[number].create_index(definition)
+            await self.adapters[number].create_index(definition)
         return await self._info(definition)
 
     async def build_index(
@@ -502,7 +530,7 @@ class Routed(Adapter):
 
         await all_of(
             [
-                partial(self._children[number].build_index, definition, progress=partial(report, number))
+                partial(self.adapters[number].build_index, definition, progress=partial(report, number))
                 for number in self.index_places(definition)
             ]
         )
@@ -525,16 +553,14 @@ class Routed(Adapter):
 
         having = [
             number
-            for number, infos in enumerate(await all_of([child.indexes for child in self._children]))
+            for number, infos in enumerate(await all_of([child.indexes for child in self.adapters]))
             if any(info.definition == definition for info in infos)
         ]
         if not having:
             raise BadRequestError(f"there is no index {definition}")
         await all_of(
             [
-                partial(
-                    self._children[number].delete_index, definition, progress=partial(report, number), finish=finish
-                )
+                partial(self.adapters[number].delete_index, definition, progress=partial(report, number), finish=finish)
                 for number in having
             ]
         )
@@ -542,7 +568,7 @@ class Routed(Adapter):
     async def check(self) -> list[str]:
         """Of every adapter; and entities that are in another one than they belong in."""
         lines = []
-        for name, found in zip(self.names, await all_of([child.check for child in self._children]), strict=True):
+        for name, found in zip(self.names, await all_of([child.check for child in self.adapters]), strict=True):
             lines += [f"{name}: {line}" for line in found]
         return lines
 
@@ -551,7 +577,7 @@ class Routed(Adapter):
         kinds: dict[tuple[str, str, str], list[int]] = {}
         version = 0
         sizes: dict[str, int] = {}
-        for found in await all_of([child.stats for child in self._children]):
+        for found in await all_of([child.stats for child in self.adapters]):
             version += found["version"]
             for name, size in found.get("sizes", {}).items():
                 sizes[name] = sizes.get(name, 0) + size
@@ -576,7 +602,7 @@ class Routed(Adapter):
 
     async def partitions(self) -> list[tuple[str, str]]:
         """Those of all adapters."""
-        found = await all_of([child.partitions for child in self._children])
+        found = await all_of([child.partitions for child in self.adapters])
         return sorted({pair for pairs in found for pair in pairs if pair[0] != SYSTEM_PROJECT})
 
 
@@ -591,8 +617,13 @@ def _outcome(answer: list[Outcome] | Exception, place: int) -> Outcome:
         return answer[place]
     if not isinstance(answer, DatastoreError):
         raise answer
-    copied = own_copy(answer)
-    return Outcome(None, error=copied if isinstance(copied, DatastoreError) else answer)
+    return failed(answer)
+
+
+def failed(error: DatastoreError) -> Outcome:
+    """The outcome of one of several commits that met an error."""
+    copied = own_copy(error)
+    return Outcome(None, error=copied if isinstance(copied, DatastoreError) else error)
 
 
 def stores_of(adapter: Adapter) -> list[Adapter]:

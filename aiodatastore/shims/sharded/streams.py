@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,16 +28,17 @@ _TYPES = ("NULL", "INT64", "BOOLEAN", "STRING", "DOUBLE", "POINT", "REFERENCE")
 
 @dataclass(slots=True)
 class Source:
-    """One of the adapters that a query runs on. ``owns``: which results count, None: all."""
+    """One of the adapters that a query runs on. ``tag`` marks its spans. ``owns``: which results count, None: all."""
 
     name: str
     adapter: Adapter
     clock: object
+    tag: Hashable
     owns: Callable[[Key], bool] | None = None
 
     def owned(self, spans: Sequence[SpanCheck]) -> list[SpanCheck]:
         """Spans of this adapter, told apart from those of the others."""
-        return [replace(span, owner=(self.name, *span.owner)) for span in spans]
+        return [replace(span, owner=(self.tag, *span.owner)) for span in spans]
 
 
 def merged_stream(sources: Sequence[Source], query: Query, options: RunOptions) -> ResultStream:

@@ -103,7 +103,7 @@ class Coordinator:
         await outcomes_of([self.forget])
 
     def _adapter(self, number: int) -> Adapter:
-        return self._routed.children[number]
+        return self._routed.adapters[number]
 
     async def commit(self, whole: Commit, parts: Mapping[int, Part]) -> Outcome:
         """All parts or none.
@@ -129,7 +129,9 @@ class Coordinator:
             tried.append(number)
             try:
                 with self.watch():
-                    outcome = await self._adapter(number).prepare(parts[number].commit(whole), name)
+                    outcome = await self._adapter(number).prepare(
+                        self._routed.fenced(number, parts[number].commit(whole)), name
+                    )
             except DatastoreError as exc:
                 await self._resolve(tried, name, commit=False)  # whether it was prepared is not known
                 if isinstance(exc, UnavailableError):
@@ -148,7 +150,7 @@ class Coordinator:
         )
         try:
             with self.watch():
-                (outcome,) = await self._adapter(home).commit([own])
+                (outcome,) = await self._adapter(home).commit([self._routed.fenced(home, own)])
         except DatastoreError as exc:
             self._settled.setdefault(home, []).extend(forgotten)
             version = await self._settle(name, others)
@@ -201,7 +203,7 @@ class Coordinator:
     async def sweep(self, older_than_s: float = ORPHAN_S) -> int:
         """Settle what was prepared at least so long ago; how many commits that were."""
         orphans: dict[str, list[int]] = {}
-        for number, found in enumerate(await all_of([child.prepared for child in self._routed.children])):
+        for number, found in enumerate(await all_of([child.prepared for child in self._routed.adapters])):
             for name, age_s in found:
                 if age_s >= older_than_s and name.partition(".")[2] in self._routed.names:
                     orphans.setdefault(name, []).append(number)
@@ -216,11 +218,11 @@ class Coordinator:
             await self._adapter(number).commit([Commit(writes=list(map(Delete, keys)))])
         waiting = {
             _decision_key(name)
-            for found in await all_of([child.prepared for child in self._routed.children])
+            for found in await all_of([child.prepared for child in self._routed.adapters])
             for name, _ in found
         }
         before = time.time() - older_than_s
-        for child in self._routed.children:
+        for child in self._routed.adapters:
             stream = child.run(Query(_KIND, project=SYSTEM_PROJECT), RunOptions())
             more = True
             while more:
