@@ -25,7 +25,7 @@ _SHOW_S = 0.2
     short_help="Spread entities over shards that were added.",
     epilog="""\
 \b
-Example: a third shard joins two.
+Examples:
   aiodatastore rebalance 'sharded:{sqlite:///0.db | sqlite:///1.db | sqlite:///2.db}'
 """,
 )
