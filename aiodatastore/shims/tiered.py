@@ -24,7 +24,7 @@ from aiodatastore.errors import BadArgumentError, DatastoreError, UnavailableErr
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
-from aiodatastore.shims.cached.copies import Copies, Copy, Place, same_clock
+from aiodatastore.shims.cached.copies import Copies, Copy, Place, same_clock, space_of
 
 __all__ = ["Tiered"]
 
@@ -70,25 +70,43 @@ class Tiered(Shim):
     each tier. ``staleness_s``: copies older than this are not served; needed where others write to the last tier and
     not to those above: past this shim, or because a tier is of this process alone (``memory://``).
 
+    ``name`` tells this store's copies from others' in the same tiers (None: by what the last tier is made of, and where
+    it lives, which has to be the same for all who use the tiers).
+
     Two-phase commits are not forwarded: a shim of its own in front of each shard is what works there.
 
     :raises BadArgumentError: if there are fewer than two tiers, or they can't be tiers of each other
     """
 
-    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"staleness_s": parse_float, "mark_s": parse_float}
+    url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        "staleness_s": parse_float,
+        "mark_s": parse_float,
+        "name": str,
+    }
 
-    def __init__(self, tiers: Sequence[Adapter], *, staleness_s: float | None = None, mark_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        tiers: Sequence[Adapter],
+        *,
+        staleness_s: float | None = None,
+        mark_s: float = 60.0,
+        name: str | None = None,
+    ) -> None:
         tiers = list(tiers)
         if staleness_s is not None and (type(staleness_s) not in (int, float) or not 0 < staleness_s < math.inf):
             raise BadArgumentError(f"Tiered: staleness_s: expected seconds, more than 0, got {staleness_s!r:.80}")
         if type(mark_s) not in (int, float) or not 0 < mark_s < math.inf:
             raise BadArgumentError(f"Tiered: mark_s: expected seconds, more than 0, got {mark_s!r:.80}")
+        if name is not None and (type(name) is not str or not name):
+            raise BadArgumentError(f"Tiered: name: expected a str or None, got {name!r:.80}")
         _check_tiers(tiers, staleness_s)
         super().__init__(tiers[-1])
         self.tiers = tiers
         self.staleness_s = staleness_s
         self.mark_s = mark_s
-        self._upper = [Copies(tier, self.child.url, mark_s) for tier in tiers[:-1]]
+        self.name = name
+        space = name or space_of(self.child, "Tiered")
+        self._upper = [Copies(tier, space, mark_s) for tier in tiers[:-1]]
         self._inline = Capability.INLINE_READS in tiers[0].capabilities
         self._mortal = Capability.TTL in self.child.capabilities
         self._keeps_fills = True
@@ -106,7 +124,8 @@ class Tiered(Shim):
     def settings(self) -> Mapping[str, object]:
         """How old a copy may be, and a mark."""
         bound = {} if self.staleness_s is None else {"staleness_s": self.staleness_s}
-        return {**bound, "mark_s": self.mark_s}
+        named = {} if self.name is None else {"name": self.name}
+        return {**bound, "mark_s": self.mark_s, **named}
 
     def __repr__(self) -> str:
         settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())

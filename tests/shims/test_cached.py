@@ -26,7 +26,9 @@ from aiodatastore.errors import (
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached import Cached
-from aiodatastore.shims.cached.copies import Copies, Copy
+from aiodatastore.shims.cached.copies import Copies, Copy, space_of
+from aiodatastore.shims.key_transform import KeyTransform
+from aiodatastore.shims.namespaced import Namespaced
 from tests.shims.stacks import ShimSuite
 
 A, B, C = Key("K", "a"), Key("K", "b"), Key("K", "c")
@@ -833,13 +835,13 @@ async def test_a_cache_that_is_away_at_first() -> None:
     await inner.open()
     shared = Held(inner)
     shared.fails = True
-    cached = Cached(gate, shared)
+    cached = Cached(gate, shared, name="here")
     async with Datastore(cached) as ds:
         await ds.put(entity(A, 1))
         shared.fails = False
         cached._shared._rests_until = 0  # type: ignore[union-attr]
         await ds.get(B)
-        assert (await Copies(inner, gate.url).read([B]))[0].copy is not None
+        assert (await Copies(inner, "here").read([B]))[0].copy is not None
 
 
 async def test_a_late_fill_does_not_replace_a_newer_copy() -> None:
@@ -847,9 +849,8 @@ async def test_a_late_fill_does_not_replace_a_newer_copy() -> None:
     store, gate, _ = gated()
     inner = EngineAdapter(MemoryRowStore())
     await inner.open()
-    one, two = Cached(gate, Held(inner)), Cached(store, Held(inner))
+    one, two = Cached(gate, Held(inner), name="here"), Cached(store, Held(inner), name="here")
     async with Datastore(one), anyio.create_task_group() as group:
-        two._shared.copies = one._shared.copies  # type: ignore[union-attr]  # as of one URL
         await two._shared.open()  # type: ignore[union-attr]
         gate.holds_lookups = True
         group.start_soon(values, one, A)
@@ -857,7 +858,7 @@ async def test_a_late_fill_does_not_replace_a_newer_copy() -> None:
         await two.commit([Commit(writes=[Put(entity(A, 1))])])
         gate.held[0].set()
         await anyio.wait_all_tasks_blocked()
-        [place] = await Copies(inner, gate.url).read([A])
+        [place] = await Copies(inner, "here").read([A])
         assert place.copy is not None
         assert place.copy.entity == entity(A, 1)
 
@@ -886,6 +887,38 @@ async def test_copies() -> None:
     assert await copies.write([(C, Copy(None, object(), 3, 1.5), 0)]) == [True]
     assert (await copies.read([C]))[0].copy == Copy(None, MIXED, 3, 1.5)
     await inner.aclose()
+
+
+def test_spaces() -> None:
+    """Copies of different stores, and of different views of a store, don't meet; those of the same do."""
+    url = "sqlite:///a.db"
+
+    def made() -> list[Adapter]:
+        store = adapter_from_url(url)
+        return [store, Namespaced(store, "a"), Namespaced(store, "b"), Shim(Namespaced(store, "a"))]
+
+    assert len({space_of(each, "") for each in made()}) == 4
+    assert [space_of(each, "") for each in made()] == [space_of(each, "") for each in made()]
+    one, two = adapter_from_url("memory://"), adapter_from_url("memory://")
+    assert space_of(one, "") == space_of(one, "") != space_of(two, "")
+    with pytest.raises(BadArgumentError, match="give a name"):
+        Cached(KeyTransform(one, encode=lambda key: key, decode=lambda key: key), two)
+    with pytest.raises(BadArgumentError, match="name: expected"):
+        Cached(one, two, name="")
+
+
+async def test_a_shared_cache_of_two_tenants() -> None:
+    store, cache = EngineAdapter(MemoryRowStore()), EngineAdapter(MemoryRowStore())
+    await store.open()
+    await cache.open()
+    tenants = [Cached(Namespaced(Held(store), name), Held(cache)) for name in ("a", "b")]
+    async with Datastore(tenants[0]) as first, Datastore(tenants[1]) as second:
+        await first.put(entity(A, 1))
+        assert await second.get(A) is None
+        tenants[0].clear()
+        await second.put(entity(A, 2))
+        assert await first.get(A) == entity(A, 1)
+    await store.aclose()
 
 
 async def test_a_shared_cache_over_shards() -> None:

@@ -18,6 +18,7 @@ from aiodatastore.errors import BadArgumentError, EntityExistsError, Unavailable
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached.copies import Copies, Copy
+from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.tiered import Tiered
 from tests.shims.stacks import ShimSuite
 
@@ -91,7 +92,7 @@ async def stores(number: int) -> list[Watched]:
 
 
 def tiered(tiers: Sequence[Adapter], **settings: Any) -> Tiered:
-    return Tiered([Open(tier) for tier in tiers], **settings)
+    return Tiered([Open(tier) for tier in tiers], name="here", **settings)
 
 
 async def values(adapter: Adapter, *keys: Key, policy: ReadPolicy = ReadPolicy.STRONG) -> list[int | None]:
@@ -141,7 +142,7 @@ async def test_writes_go_to_all() -> None:
     version = await put(tiers, A, 1)
     assert await values(tiers, A) == [1]
     assert not last.lookups
-    [place] = await Copies(fast, last.url).read([A])
+    [place] = await Copies(fast, "here").read([A])
     assert place.copy is not None
     assert place.copy.moment == version
     assert not place.marks
@@ -161,7 +162,7 @@ async def test_what_is_being_written_is_read_from_the_last() -> None:
         await wait_for(last.gates, 1)
         last.holds_commits = False
         assert await values(two, A) == [2]  # it has taken effect, though nobody was told
-        [place] = await Copies(fast, last.url).read([A])
+        [place] = await Copies(fast, "here").read([A])
         assert place.copy is None
         assert len(place.marks) == 1
         last.gates[0].set()
@@ -194,17 +195,17 @@ async def test_two_writers_of_one_entity(order: tuple[int, int]) -> None:
             gate.holds_commits = True
             group.start_soon(put, writer, A, value)
             await wait_for(gate.gates, 1)
-        [place] = await Copies(fast, last.url).read([A])
+        [place] = await Copies(fast, "here").read([A])
         assert len(place.marks) == 2
         gates[order[0]].gates[0].set()
         await anyio.wait_all_tasks_blocked()
-        [place] = await Copies(fast, last.url).read([A])
+        [place] = await Copies(fast, "here").read([A])
         assert place.copy is None
         assert len(place.marks) == 1
         assert await values(writers[0], A) == [2]
         gates[order[1]].gates[0].set()
     assert await values(writers[0], A) == [2]
-    [place] = await Copies(fast, last.url).read([A])
+    [place] = await Copies(fast, "here").read([A])
     assert not place.marks
 
 
@@ -236,7 +237,7 @@ async def test_a_tier_that_is_away() -> None:
         await put(tiers, A, 2)
     assert await values(last, A) == [1]
     assert await values(tiers, A, B) == [1, None]
-    [place] = await Copies(fast, last.url).read([A])
+    [place] = await Copies(fast, "here").read([A])
     assert not place.marks
     assert tiers.counts["failures"] >= 1
     fast.fails = middle.fails = False
@@ -250,7 +251,7 @@ async def test_a_conflict_leaves_no_mark() -> None:
     await put(tiers, A, 1)
     [outcome] = await tiers.commit([Commit({A: 77}, writes=[Put(entity(A, 2)), Put(entity(B, 2))])])
     assert outcome.version is None
-    for place in await Copies(fast, last.url).read([A, B]):
+    for place in await Copies(fast, "here").read([A, B]):
         assert not place.marks
         assert place.copy is None
     assert await values(tiers, A, B) == [1, None]
@@ -310,7 +311,7 @@ async def test_copies_that_expire() -> None:
     tiers = tiered([first, last])
     now = 1000.0
     tiers._now = lambda: now
-    copies = Copies(first, last.url)
+    copies = Copies(first, "here")
     await copies.write([(A, Copy(entity(A, 1), None, 1, now, now + 5), 0)])
     assert await values(tiers, A) == [1]
     now += 6
@@ -349,6 +350,10 @@ def test_refused_tiers() -> None:
         Tiered([memory, Blind(adapter_from_url("memory://"))])
     with pytest.raises(BadArgumentError, match="expected adapters"):
         Tiered(["memory://", "memory://"])  # type: ignore[list-item]
+    with pytest.raises(BadArgumentError, match="give a name"):
+        Tiered([memory, KeyTransform(adapter_from_url("memory://"), encode=lambda key: key, decode=lambda key: key)])
+    with pytest.raises(BadArgumentError, match="name: expected"):
+        Tiered([memory, adapter_from_url("memory://")], name="")
     made = Tiered([memory, adapter_from_url("sqlite:///a.db")], staleness_s=2)
     assert Capability.CURRENT_READS not in made.capabilities
     assert made.children[0] is memory

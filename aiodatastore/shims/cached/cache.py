@@ -30,7 +30,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
 from aiodatastore.shims.base import DEFAULT, Shim
-from aiodatastore.shims.cached.copies import Copy, same_clock
+from aiodatastore.shims.cached.copies import Copy, same_clock, space_of
 from aiodatastore.shims.cached.entries import Entries, Entry
 from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found, own_error
 from aiodatastore.shims.cached.hub import Hub, hub_of
@@ -96,6 +96,9 @@ class Cached(Shim, ChangeListener):
     by comes on top). Choose one with ``Capability.TTL``: else copies stay there for good. After the child was restored
     from a backup, empty it.
 
+    ``name`` tells this store's copies in the cache from others' (None: by what the child is made of, and where it
+    lives). Give one where that is not enough: files of the same path on several machines that share a cache.
+
     ``max_entities`` and ``max_bytes`` (approximate) bound what is kept in this process; the least recently used
     goes first. ``invalidation``: ``push`` needs a child that tells of commits, ``time`` never asks it to, ``auto``
     takes what there is.
@@ -113,6 +116,7 @@ class Cached(Shim, ChangeListener):
         "staleness_s": parse_float,
         "negative_ttl_s": parse_float,
         "invalidation": parse_invalidation,
+        "name": str,
     }
 
     def __init__(
@@ -125,12 +129,13 @@ class Cached(Shim, ChangeListener):
         staleness_s: float = 5.0,
         negative_ttl_s: float | None = None,
         invalidation: Invalidation = "auto",
+        name: str | None = None,
     ) -> None:
         if not isinstance(child, Adapter):
             raise BadArgumentError(f"Cached: expected an adapter, got {child!r:.80}")
-        for name, number in (("max_entities", max_entities), ("max_bytes", max_bytes)):
+        for what, number in (("max_entities", max_entities), ("max_bytes", max_bytes)):
             if type(number) is not int or number < 1:
-                raise BadArgumentError(f"Cached: {name}: expected an int, 1 or more, got {number!r:.80}")
+                raise BadArgumentError(f"Cached: {what}: expected an int, 1 or more, got {number!r:.80}")
         if type(staleness_s) not in (int, float) or not 0 < staleness_s < math.inf:
             raise BadArgumentError(f"Cached: staleness_s: expected seconds, more than 0, got {staleness_s!r:.80}")
         if negative_ttl_s is not None and (type(negative_ttl_s) not in (int, float) or not negative_ttl_s >= 0):
@@ -139,6 +144,8 @@ class Cached(Shim, ChangeListener):
             raise BadArgumentError(
                 f"Cached: invalidation: expected one of {', '.join(_MODES)}, got {invalidation!r:.80}"
             )
+        if name is not None and (type(name) is not str or not name):
+            raise BadArgumentError(f"Cached: name: expected a str or None, got {name!r:.80}")
         if cache is not None:
             _check_cache(child, cache)
         super().__init__(child)
@@ -149,7 +156,10 @@ class Cached(Shim, ChangeListener):
         self._max = (max_entities, max_bytes)
         self._entries = Entries(max_entities, max_bytes)
         self._flights = Flights()
-        self._shared = None if cache is None else Shared(cache, child.url, staleness_s + 1)
+        self.name = name
+        self._shared: Shared | None = None
+        if cache is not None:
+            self._shared = Shared(cache, name or space_of(child, "Cached"), staleness_s + 1)
         self._floors: dict[Key, tuple[Moment, float]] = {}
         self._no_copies_until = -math.inf
         self._prepared: dict[str, list[Written]] = {}  # what was prepared here and not resolved yet
@@ -180,6 +190,8 @@ class Cached(Shim, ChangeListener):
         if self.negative_ttl_s is not None:
             shown["negative_ttl_s"] = self.negative_ttl_s
         shown["invalidation"] = self.invalidation
+        if self.name is not None:
+            shown["name"] = self.name
         return shown
 
     @property
@@ -220,7 +232,10 @@ class Cached(Shim, ChangeListener):
         return {**await self.child.stats(), "cache": self.counts}
 
     def clear(self) -> None:
-        """Forget everything that is kept in this process; reads that are under way are not kept either."""
+        """Forget everything that is kept in this process; reads that are under way are not kept either.
+
+        Of the shared cache nothing is used for ``staleness_s``: what is there now is too old afterwards.
+        """
         self._entries.clear()
         self._flights.bar_all()
         self._no_copies_until = self._now() + self.staleness_s
@@ -288,16 +303,16 @@ class Cached(Shim, ChangeListener):
     def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
         """Copies of the entities, if all are at hand."""
         now = self._now()
-        found: list[Entity | None] = []
+        hits: list[Entry] = []
         entries = self._entries
         for key in keys:
             entry = entries.get(key)
             if entry is None or (now >= entry.until and not self._is_confirmed(entry, now)):
                 return None
             entries.touch(key)
-            found.append(None if entry.entity is None else entry.entity.snapshot())
+            hits.append(entry)
         self._hits += len(keys)
-        return found
+        return [None if entry.entity is None else entry.entity.snapshot() for entry in hits]
 
     def _is_confirmed(self, entry: Entry, now: float) -> bool:
         return entry.epoch == self._epoch >= 0 and now < self._confirmed_until and now < entry.last
@@ -319,12 +334,12 @@ class Cached(Shim, ChangeListener):
         """What is at hand, with the moments at which it was so; the child is asked for the rest."""
         if read_policy is ReadPolicy.CURRENT:
             flight = await self._fetch(keys, read_policy)
-            return self._answer(keys, flight.found) if flight.lookup is None else flight.lookup
+            return flight.answer(keys) or self._answer(keys, flight.found)
         found: dict[Key, Found] = {}
         wanted: Sequence[Key] = keys
         while True:
             now = self._now()
-            missing: list[Key] = []
+            missing: dict[Key, None] = {}
             joined: dict[Key, Flight] = {}
             for key in wanted:
                 hit = self._hit(key, now)
@@ -333,16 +348,17 @@ class Cached(Shim, ChangeListener):
                     continue
                 under_way = self._flights.joinable(key)
                 if under_way is None:
-                    missing.append(key)
+                    missing[key] = None
                 else:
                     joined[key] = under_way
             self._hits += len(wanted) - len(missing) - len(joined)
             self._misses += len(missing) + len(joined)
             self._joined += len(joined)
             if missing:
-                flight = await self._fetch(missing, read_policy)
-                if len(missing) == len(keys) and flight.lookup is not None:
-                    return flight.lookup
+                flight = await self._fetch(list(missing), read_policy)
+                whole = flight.answer(keys)
+                if whole is not None:
+                    return whole
                 found.update(flight.found)
             wanted = await self._join(joined, found)
             if not wanted:

@@ -13,20 +13,22 @@ copy, if no other wrote a newer version meanwhile.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from aiodatastore.adapters.base import MIXED, Adapter, Commit, Moment, Put
 from aiodatastore.entity import Entity
-from aiodatastore.errors import CorruptDataError, UnavailableError
+from aiodatastore.errors import BadArgumentError, CorruptDataError, UnavailableError
 from aiodatastore.indexing.encoding import encode_key
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
 from aiodatastore.serializers import MsgpackSerializer
 
-__all__ = ["Copies", "Copy", "Place", "clock_name", "same_clock"]
+__all__ = ["Copies", "Copy", "Place", "clock_name", "same_clock", "space_of"]
 
 KIND: Final = "Copy"
 _NAMES: Final = frozenset({"key", "payload", "version", "moment", "clock", "read_at", "expires_at", "marks"})
@@ -262,6 +264,37 @@ class Copies:
     def _make(self, key: Key, **properties: object) -> Entity:
         encoded = encode_key(key)
         return Entity._make(self._key(encoded), {"key": encoded, **_NOTHING, **properties}, _NAMES, 0)
+
+
+def space_of(adapter: Adapter, what: str) -> str:
+    """A name for what an adapter holds, the same in every process that makes the same adapter, and no other's.
+
+    :raises BadArgumentError: if there is none: part of it is a function that can't be named
+    """
+    named = _described(adapter)
+    if any(mark in named for mark in ("<lambda>", "<locals>", " at 0x")):
+        raise BadArgumentError(
+            f"{what}: give a name for the copies of {adapter!r:.200}: its functions have none by which other processes "
+            "would know that theirs are the same"
+        )
+    return named
+
+
+_numbers: weakref.WeakKeyDictionary[Adapter, int] = weakref.WeakKeyDictionary()
+_count = itertools.count(1)
+
+
+def _described(adapter: Adapter) -> str:
+    kind = type(adapter).__name__
+    if adapter.children:
+        inside = ", ".join(map(_described, adapter.children))
+        return f"{kind}({inside}; {dict(sorted(adapter.settings.items()))!r})"
+    if adapter.capabilities & {Capability.MULTI_PROCESS, Capability.DURABLE}:
+        return adapter.url
+    # Of this process alone, and there may be several.
+    number = _numbers.setdefault(adapter, 0) or next(_count)
+    _numbers[adapter] = number
+    return f"{adapter.url}#{os.getpid()}.{number}"
 
 
 def _has_newer(place: Place, copy: Copy | None) -> bool:

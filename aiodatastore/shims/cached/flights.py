@@ -56,6 +56,10 @@ class Flight:
         bar = self._bars.get(key)
         return bar is None or (bar.clock is clock and bar.version <= moment)
 
+    def answer(self, keys: Collection[Key]) -> Lookup | None:
+        """The child's own answer, if it is just that of these keys."""
+        return self.lookup if len(keys) == len(self.keys) else None
+
     async def wait(self) -> None:
         """Return when it has landed."""
         if not self.over:
