@@ -30,6 +30,7 @@ from typing import Any
 
 import anyio
 
+from aiodatastore.adapters.base import Adapter
 from aiodatastore.datastore import Datastore
 from aiodatastore.entity import Entity
 from aiodatastore.errors import TransactionFailedError
@@ -251,8 +252,11 @@ def run_processes(
     cache: str | None = None,
     transactions: int = 15,
     max_entities: int = 1000,
+    tiers: Sequence[str] = (),
 ) -> tuple[Timeline, History]:
     """Run caches over one store in several processes; what they saw, and what their transactions did.
+
+    With ``tiers`` there is no cache, but ``Tiered`` with these before the store.
 
     :raises RuntimeError: if one of them fails
     """
@@ -264,6 +268,7 @@ def run_processes(
         "cache": cache,
         "transactions": transactions,
         "max_entities": max_entities,
+        "tiers": list(tiers),
     }
     command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, "--worker"]
     running: list[subprocess.Popen[str]] = []
@@ -297,20 +302,28 @@ def run_processes(
     return timeline, history
 
 
-async def _work(settings: dict[str, Any]) -> None:
+def _made(settings: dict[str, Any]) -> Adapter:
     from aiodatastore.adapters.registry import adapter_from_url
     from aiodatastore.shims.cached import Cached
+    from aiodatastore.shims.tiered import Tiered
 
+    store = adapter_from_url(settings["url"])
+    if settings["tiers"]:
+        return Tiered([*map(adapter_from_url, settings["tiers"]), store])
     cache = settings["cache"]
-    cached = Cached(
-        adapter_from_url(settings["url"]),
+    return Cached(
+        store,
         None if cache is None else adapter_from_url(cache),
         staleness_s=settings["staleness_s"],
         invalidation=settings["invalidation"],
         max_entities=settings["max_entities"],
     )
+
+
+async def _work(settings: dict[str, Any]) -> None:
+    store = _made(settings)
     process, seconds = settings["process"], settings["seconds"]
-    async with Datastore(cached) as ds, anyio.create_task_group() as group:
+    async with Datastore(store) as ds, anyio.create_task_group() as group:
 
         async def transactions() -> None:
             await run_workload(
@@ -331,6 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aiodatastore.testing.staleness", description=_first_line())
     parser.add_argument("url", nargs="?", help="the store that is cached")
     parser.add_argument("--cache", help="a shared cache")
+    parser.add_argument("--tier", action="append", default=[], help="a store before it: Tiered, whose bound is 0")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--staleness-s", type=float, default=0.25)
@@ -349,14 +363,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         staleness_s=options.staleness_s,
         invalidation=options.invalidation,
         cache=options.cache,
+        tiers=options.tier,
     )
+    bound_s = 0.0 if options.tier else options.staleness_s
     wrong = [
-        *map(str, check_staleness(timeline, options.staleness_s)),
+        *map(str, check_staleness(timeline, bound_s)),
         *map(str, verify_workload(history, real_time=False)),
     ]
     print(
         f"{len(timeline.reads)} reads, {len(timeline.writes)} writes, {history.count('committed')} transactions; the "
-        f"oldest read was {max(0.0, timeline.worst_s()):.4f} s behind, the bound is {options.staleness_s:g} s"
+        f"oldest read was {max(0.0, timeline.worst_s()):.4f} s behind, the bound is {bound_s:g} s"
     )
     for line in wrong:
         print(line)

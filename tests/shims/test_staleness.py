@@ -59,6 +59,23 @@ def test_with_a_shared_cache(engine: Bound, place: Place) -> None:
     assert verify_workload(history, real_time=False) == []
 
 
+@pytest.mark.skipif("sqlite" not in ENGINES, reason="needs SQLite")
+@pytest.mark.parametrize("engine", [ENGINES.get("sqlite")], indirect=True, ids=str)
+def test_tiers(engine: Bound, place: Place) -> None:
+    """All who write through the same tiers see each other's commits at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        timeline, history = run_processes(
+            place.url,
+            processes=3,
+            seconds=1.0,
+            tiers=[f"sqlite:///{Path(folder) / 'fast.db'}?synchronous=OFF"],
+            transactions=5,
+        )
+    assert len(timeline.reads) > 50
+    assert check_staleness(timeline, 0.0) == []
+    assert verify_workload(history) == []
+
+
 # -------------------------------------------------------------------------------- wrong caches are caught
 
 
