@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from aiodatastore.adapters.base import Adapter, Aggregation, RunOptions
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadArgumentError, CorruptDataError
+from aiodatastore.errors import BadArgumentError, CorruptDataError, UnsupportedError
 from aiodatastore.jsonl import MARK, VERSION
 from aiodatastore.key import Key
 from aiodatastore.query import Query
+from aiodatastore.rowstore import Capability
 
 __all__ = [
     "EVERYTHING",
@@ -151,7 +152,16 @@ class Reader:
         self.total: int | None = None
 
     async def open(self, *, count: bool) -> None:
-        """Learn which partitions there are, and (on indexes alone, where the adapter can) how many entities."""
+        """Learn which partitions there are, and (on indexes alone, where the adapter can) how many entities.
+
+        :raises UnsupportedError: if the store can't be read in the order of its keys, in which all this works
+        """
+        if Capability.KEY_ORDER not in self.adapter.capabilities:
+            raise UnsupportedError(
+                f"{self.adapter.url} does not give entities in the order of their keys: export, copy and compare what "
+                "is below the shim that changes keys",
+                capability=Capability.KEY_ORDER,
+            )
         wanted = self.selection
         self.partitions = [
             (project, namespace)
