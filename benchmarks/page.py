@@ -61,7 +61,7 @@ _METHOD = """\
 Shims and collections are measured beside the stores that they are made of, with the same data:
 
 - **A shim** costs less than what a machine does between two long rounds. So it and a plain store take turns in many
-  rounds of 50 ms, in a memory store, where a get takes a few microseconds. "nothing" is a second plain store: what it
+  rounds of 5 ms, in a memory store, where a get takes a few microseconds. "nothing" is a second plain store: what it
   differs by can't be told apart here. Those with a bound have nothing to do for these gets: the level of `Logged` is
   off, nothing is too large for `Limited`, the entities of `Compressed` and `Encrypted` have indexed properties only.
 - **A cache**: hits are of keys that it holds; misses are of keys read in turn, where it holds sixteen. What is told by

@@ -55,7 +55,7 @@ SIZES = {
         50_000,
         Effort(5, 0.2),
         Effort(3, 0.4),
-        Effort(15, 0.04),
+        Effort(51, 0.005),
     ),
     "full": Size(
         64,
@@ -72,7 +72,7 @@ SIZES = {
         500_000,
         Effort(7, 0.4),
         Effort(5, 1.0),
-        Effort(25, 0.05),
+        Effort(101, 0.005),
     ),
 }
 """``cities=None``: all of them."""

@@ -182,12 +182,14 @@ async def measure_round(
     return perf_counter() - since
 
 
-async def warm_up(subject: Subject, tasks: int, seconds: float) -> int:
-    """Operate for a while; how many operations fit into ``seconds``."""
+async def warm_up(subject: Subject, tasks: int, seconds: float, *, tries: int = 1) -> int:
+    """Operate for a while; how many operations fit into ``seconds``, at the best of ``tries``."""
     scratch = Figures(subject.name, tasks)
     count = tasks
     while True:
-        took = await measure_round(subject, subject.draw(count), tasks, scratch, timed=False)
+        took = min(
+            [await measure_round(subject, subject.draw(count), tasks, scratch, timed=False) for _ in range(tries)]
+        )
         if took >= seconds / 4 or count >= _MAX_OPERATIONS:
             break
         count = min(_MAX_OPERATIONS, max(count * 2, int(count * seconds / 3 / max(took, 1e-6))))
@@ -195,19 +197,34 @@ async def warm_up(subject: Subject, tasks: int, seconds: float) -> int:
 
 
 async def compare(
-    subjects: Sequence[Subject], effort: Effort, *, tasks: int = 1, server: Callable[[], float] | None = None
+    subjects: Sequence[Subject],
+    effort: Effort,
+    *,
+    tasks: int = 1,
+    server: Callable[[], float] | None = None,
+    alike: bool = False,
 ) -> list[Figures]:
     """Measure subjects side by side, each with ``tasks`` tasks that share its operations.
 
-    ``server`` tells the seconds of processor time that the server behind them has used so far.
+    ``server`` tells the seconds of processor time that the server behind them has used so far. ``alike``: they differ
+    by little; each round then has as many operations of all of them, however short it is, and no garbage is collected
+    between rounds, which would take longer than they do.
     """
-    counts = [await warm_up(subject, tasks, effort.seconds) for subject in subjects]
+    counts = [
+        await warm_up(subject, tasks, effort.seconds, tries=min(7, effort.rounds) if alike else 1)
+        for subject in subjects
+    ]
+    collect: Callable[[], object] = gc.collect
+    if alike:
+        counts = [min(counts)] * len(counts)
+        gc.collect()
+        collect = tuple
     figures = [Figures(subject.name, tasks, subject.ours) for subject in subjects]
     places = list(range(len(subjects)))
     for number in range(effort.rounds):
         for place in places if number % 2 == 0 else reversed(places):
             arguments = subjects[place].draw(counts[place])
-            gc.collect()
+            collect()
             there, since = server() if server else 0.0, process_time()
             took = await measure_round(subjects[place], arguments, tasks, figures[place], timed=False)
             figures[place].processor.append((process_time() - since) / len(arguments) * 1e6)
@@ -216,6 +233,6 @@ async def compare(
             figures[place].rounds.append(len(arguments) / took)
     for _, place in itertools.product(range(max(1, effort.rounds // 2)), places):
         arguments = subjects[place].draw(max(tasks, counts[place] // 2))
-        gc.collect()
+        collect()
         await measure_round(subjects[place], arguments, tasks, figures[place], timed=True)
     return figures

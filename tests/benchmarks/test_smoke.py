@@ -348,6 +348,24 @@ async def test_operations_misses_and_errors_are_counted() -> None:
     assert [*figures.percentiles()] == ["median", "p90", "p99", "max"]
 
 
+@pytest.mark.anyio
+async def test_what_is_alike_does_as_much_in_each_round() -> None:
+    calls: Counter[str] = Counter()
+
+    def subject(name: str, pause: float) -> Subject:
+        async def operate(_: int) -> bool:
+            calls[name] += 1
+            await anyio.sleep(pause)
+            return True
+
+        return Subject(name, operate, lambda count: [1] * count)
+
+    quick, slow = await compare([subject("quick", 0), subject("slow", 0.0005)], Effort(3, 0.004), alike=True)
+    assert quick.operations == slow.operations
+    assert len(quick.rounds) == len(slow.rounds) == 3
+    assert calls["quick"] > calls["slow"]  # its warm-up found more of them to fit into a round
+
+
 def test_percentiles_are_values_that_occurred() -> None:
     ordered = [float(value) for value in range(1, 101)]
     assert [percentile(ordered, percent) for percent in (50, 90, 99)] == [50.0, 90.0, 99.0]
