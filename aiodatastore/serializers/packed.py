@@ -83,6 +83,7 @@ def _from_ext(code: int, data: memoryview) -> Any:
 
 _decode = msgspec.msgpack.Decoder(ext_hook=_from_ext).decode
 _NOTHING: frozenset[str] = frozenset()
+_FORMAT = MSGPACK[0]
 
 
 class MsgpackSerializer(Reading):
@@ -103,19 +104,19 @@ class MsgpackSerializer(Reading):
 
     def loads(self, key: Key, payload: bytes, version: int) -> Entity:
         """The entity of a payload."""
-        if payload[:1] != MSGPACK:
+        if not payload or payload[0] != _FORMAT:
             return self.load_any(key, payload, version)
-        try:
-            return load_msgpack(key, payload, version)
+        try:  # as load_msgpack, without the call
+            body = _decode(payload[1:])  # copying a usual payload takes less than making a view of it
+            return Entity._make(key, body[0], frozenset(body[1]) if len(body) > 1 else _NOTHING, version)
         except Exception as exc:  # what damaged bytes come to is not foreseeable: wrong types, a point nowhere
             raise CorruptDataError(f"the stored payload of {key!r} can't be read: {exc}") from exc
 
 
 def load_msgpack(key: Key, payload: bytes, version: int) -> Entity:
     """The entity of a payload that begins with ``01``. Raises whatever damaged bytes come to."""
-    body = _decode(payload[1:])  # copying a usual payload takes less than making a view of it
-    unindexed = frozenset(body[1]) if len(body) > 1 else _NOTHING
-    return Entity._make(key, body[0], unindexed, version)
+    body = _decode(payload[1:])
+    return Entity._make(key, body[0], frozenset(body[1]) if len(body) > 1 else _NOTHING, version)
 
 
 def load_all(serializer: Serializer, found: Iterable[tuple[Key, bytes, int]]) -> list[Entity]:
