@@ -195,6 +195,16 @@ async def test_bounds() -> None:
         assert small.counts["bytes"] == small.counts["entities"] == 0
 
 
+async def test_large_commits_are_not_kept() -> None:
+    """What they wrote is known to have changed."""
+    _, _, cached = gated()
+    async with Datastore(cached) as ds:
+        await ds.put(entity(A, 1))
+        await ds.put([entity(A, 2), *(entity(Key("K", n), n) for n in range(1, 1500))])
+        assert cached.counts["entities"] == 0
+        assert await ds.get(A) == entity(A, 2)
+
+
 # ------------------------------------------------------------------------------------------- staleness
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from aiodatastore.adapters.base import (
     MIXED,
@@ -47,8 +47,17 @@ _MAX_FLOORS = 100_000
 _PINGS = 3
 """Times in ``staleness_s`` that the store is asked whether all of its messages came."""
 
-Written = tuple[Key, Entity | None, float | None]
-"""A write: its key, a copy of the entity (None: deleted), its time to live."""
+_MANY = 1000
+"""Writes of one commit from which on no copies are kept: it is a load, and copying would hold the event loop."""
+
+
+class _Write(NamedTuple):
+    """A write: its key, a copy of the entity (None: deleted), its time to live; ``kept``: whether that is a copy."""
+
+    key: Key
+    entity: Entity | None
+    ttl_s: float | None = None
+    kept: bool = True
 
 
 def parse_invalidation(text: str) -> str:
@@ -162,7 +171,7 @@ class Cached(Shim, ChangeListener):
             self._shared = Shared(cache, name or space_of(child, "Cached"), staleness_s + 1)
         self._floors: dict[Key, tuple[Moment, float]] = {}
         self._no_copies_until = -math.inf
-        self._prepared: dict[str, list[Written]] = {}  # what was prepared here and not resolved yet
+        self._prepared: dict[str, list[_Write]] = {}  # what was prepared here and not resolved yet
         self._mortal = Capability.TTL in child.capabilities
         self._keeps_fills = True
         self._hub: Hub | None = None
@@ -518,7 +527,7 @@ class Cached(Shim, ChangeListener):
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Hand on to the child; keep what was written, drop what turned out to be old."""
         written = [_written(commit) for commit in batch]
-        flight = Flight({key: None for each in written for key, _, _ in each}, self._now(), self._epoch)
+        flight = Flight({key: None for each in written for key, *_ in each}, self._now(), self._epoch)
         self._flights.add(flight, joinable=False)
         wall = time.time()
         shared: dict[Key, Copy | None] = {}
@@ -542,7 +551,7 @@ class Cached(Shim, ChangeListener):
         self,
         flight: Flight,
         commit: Commit,
-        written: list[Written],
+        written: list[_Write],
         outcome: Outcome,
         wall: float,
         shared: dict[Key, Copy | None],
@@ -553,7 +562,7 @@ class Cached(Shim, ChangeListener):
                 self._correct(key, version)
             if outcome.versions is None:
                 return
-        for key, entity, ttl_s in written:
+        for key, entity, ttl_s, kept in written:
             if outcome.version is None and key not in (outcome.versions or ()):
                 continue
             if outcome.clock is MIXED:
@@ -563,6 +572,10 @@ class Cached(Shim, ChangeListener):
             version = outcome.version_of(key)
             moment = Moment(outcome.clock, version)
             self._tell(key, moment)
+            if not kept:
+                self._entries.drop(key)
+                shared[key] = None
+                continue
             if entity is not None:
                 entity.version = version
             self._keep_written(flight, key, entity, ttl_s, moment)
@@ -614,7 +627,7 @@ class Cached(Shim, ChangeListener):
         written = self._prepared.pop(name, None)
         if not commit:
             return await self.child.resolve(name, commit=False)
-        flight = Flight({key: None for key, _, _ in written or ()}, self._now(), self._epoch)
+        flight = Flight({key: None for key, *_ in written or ()}, self._now(), self._epoch)
         self._flights.add(flight, joinable=False)
         try:
             return await self.child.resolve(name, commit=True)
@@ -626,7 +639,7 @@ class Cached(Shim, ChangeListener):
                 self._unknown(flight.keys)
             self._flights.remove(flight)
             if self._shared is not None and written:
-                await self._shared.forget([key for key, _, _ in written])
+                await self._shared.forget([key for key, *_ in written])
 
     # --------------------------------------------------------------------------------- what it is told
 
@@ -723,10 +736,17 @@ class _Watched(ResultStream):
         return self._stream.explain()
 
 
-def _written(commit: Commit) -> list[Written]:
+def _written(commit: Commit) -> list[_Write]:
     """What a commit writes, in copies of its own: the child may do as it likes with the entities."""
+    if len(commit.writes) > _MANY:
+        return [
+            _Write(write.entity.key if isinstance(write, Put) else write.key, None, kept=False)
+            for write in commit.writes
+        ]
     return [
-        (write.entity.key, write.entity.snapshot(), write.ttl_s) if isinstance(write, Put) else (write.key, None, None)
+        _Write(write.entity.key, write.entity.snapshot(), write.ttl_s)
+        if isinstance(write, Put)
+        else _Write(write.key, None)
         for write in commit.writes
     ]
 
