@@ -30,6 +30,7 @@ from aiodatastore.adapters.redis.shard import ClusterRowStore
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.errors import BadArgumentError, CrossShardError, StoreClosedError, UnavailableError
 from aiodatastore.rowstore import Capability, RowCommit, RowPut
+from aiodatastore.shims.sharded.rebalance import rebalance
 from aiodatastore.testing.servers import GivenServer, ValkeyCluster, ValkeyNode
 from tests.engines import CLUSTERS, fresh_name
 
@@ -176,6 +177,23 @@ async def test_the_number_of_shards_is_fixed(cluster: ValkeyCluster) -> None:
             await Datastore(f"{cluster.dsn}?prefix={prefix}&shards={number}").open()
     async with Datastore(f"{cluster.dsn}?prefix={prefix}&shards=4") as ds:
         assert await ds.get(Key("Item", 1)) is not None
+
+
+async def test_shards_are_added_by_rebalancing(cluster: ValkeyCluster) -> None:
+    url = f"{cluster.dsn}?prefix={fresh_name()}&shards="
+    keys = [Key("Item", number) for number in range(1, 101)]
+    async with Datastore(url + "2") as ds:
+        await ds.put([Entity(key, {"n": key.id}) for key in keys])
+    wider = adapter_from_url(url + "4")
+    assert isinstance(wider, ClusterAdapter)
+    report = await rebalance(wider)
+    assert 20 < report.copied == report.removed < 80
+    async with Datastore(url + "4") as ds:
+        assert [found is not None and found["n"] for found in await ds.get(keys)] == list(range(1, 101))
+        assert await ds.query("Item").count() == 100
+        assert await ds.check() == []
+    with pytest.raises(BadArgumentError, match="made with shards=4"):
+        await Datastore(url + "2").open()
 
 
 async def test_groups_are_on_all_masters(cluster: ValkeyCluster) -> None:

@@ -30,8 +30,9 @@ class ClusterAdapter(Sharded):
     key and what is below it) is in one shard: a transaction may write to one group or to several that happen to share
     a shard, else it raises ``CrossShardError``. Queries without an ancestor ask all shards side by side.
 
-    The number of shards is fixed when the store is made: opening with another is refused. 16 serve three to eight
-    masters; more of them make queries over all groups dearer, each being asked.
+    The number of shards is fixed when the store is made, and opening with another is refused;
+    ``aiodatastore rebalance`` multiplies it while the store is in use. 16 serve three to eight masters; more of them
+    make queries over all groups dearer, each being asked.
 
     :raises BadArgumentError: if ``shards`` is not between 1 and 1024, or ``prefix`` has braces
     """
@@ -104,6 +105,6 @@ class ClusterAdapter(Sharded):
             if numbers and numbers != {len(self.names)}:
                 raise BadArgumentError(
                     f"{self.url}: this store was made with shards={max(numbers)}, and can't be opened with "
-                    f"shards={len(self.names)}"
+                    f"shards={len(self.names)}: 'aiodatastore rebalance URL', with a multiple of it, adds shards"
                 ) from exc
             raise
