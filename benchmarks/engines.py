@@ -23,6 +23,7 @@ __all__ = ["ENGINES", "ClusterEngine", "Engine", "FileEngine", "PostgresEngine",
 
 POSTGRES_SETTINGS: dict[str, Any] = {
     "max_connections": 300,
+    "max_prepared_transactions": 200,
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
     "checkpoint_timeout": "30min",

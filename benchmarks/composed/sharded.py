@@ -241,6 +241,8 @@ async def transactions(context: Context) -> None:
             ]
             if Capability.TWO_PHASE in alone.capabilities:
                 subjects.append(_of(double.subject(ACROSS, sharded.place, across=True), ours=False))
+            elif tasks == 1:
+                result.notes.append(f"{ACROSS}: the server's max_prepared_transactions is 0")
             result.figures += await compare(subjects, size.effort, tasks=tasks, server=engine.meter())
         for name, each in ((ALONE, single), ("Sharded", double)):
             problems = await each.bank.problems()
