@@ -562,6 +562,16 @@ class Transaction:
         self, entities: Any, *, if_version: Any = None, ttl: float | None = None, timeout: float | None = None
     ) -> Any:
         """As ``Datastore.put``; written when the transaction commits. Conditions are judged at once."""
+        if type(entities) is Entity and if_version is None and ttl is None and timeout is None:
+            key = entities.key
+            if type(key) is Key and key._pairs[-1][1] is not None:
+                # The shortest way, for the most common case: there is nothing to wait for.
+                self._check_writable()
+                entities.validate(self._datastore.app_engine_rules)
+                before = self._buffered(key)
+                self._writes[key] = _Write(entities.snapshot(), before is not None and before.fresh)
+                self._sources.append(entities)
+                return key
         check_timeout(timeout)
         ttl_s = check_ttl(ttl, self._datastore.adapter)
         timeout = self._datastore.timeout if timeout is None else timeout
