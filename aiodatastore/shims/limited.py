@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _LIMITED: Final = frozenset({*READS, *WRITES})
 _UNTIL_WOKEN: Final = float("inf")
+_clock = time.monotonic
 
 
 class Limited(Around):
@@ -207,7 +208,7 @@ class _Gate:
         self._rate = rate
         self._burst = float(burst or max(1.0, rate or 1.0))
         self._tokens = self._burst
-        self._filled_at = time.monotonic()
+        self._filled_at = _clock()
         self._free = concurrency
         self._max_waiting = max_waiting
         self._line: deque[anyio.Event] = deque()
@@ -257,7 +258,7 @@ class _Gate:
             return _UNTIL_WOKEN
         if self._rate is None:
             return 0.0
-        now = time.monotonic()
+        now = _clock()
         self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
         return 0.0 if self._tokens >= 1 else max(1e-6, (1 - self._tokens) / self._rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,11 +78,11 @@ async def test_lookups_of_too_many_keys_and_gets_that_travel_together() -> None:
 
 
 class Waits(Shim):
-    """A store whose lookups wait, and that notes how many are under way."""
+    """A store whose lookups wait, for a moment or until they are let ``go``, and that notes how many are under way."""
 
-    def __init__(self, child: Adapter, seconds: float = 0.001) -> None:
+    def __init__(self, child: Adapter, go: anyio.Event | None = None) -> None:
         super().__init__(child)
-        self.seconds = seconds
+        self.go = go
         self.now = self.most = 0
         self.order: list[int | str | None] = []
 
@@ -96,10 +95,16 @@ class Waits(Shim):
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await anyio.sleep(self.seconds)
+            await (anyio.sleep(0.001) if self.go is None else self.go.wait())
             return await self.child.lookup(keys)
         finally:
             self.now -= 1
+
+
+async def settled() -> None:
+    """When every task has done what it can."""
+    for _ in range(30):
+        await anyio.lowlevel.checkpoint()
 
 
 async def test_no_more_at_once_and_in_order() -> None:
@@ -110,31 +115,58 @@ async def test_no_more_at_once_and_in_order() -> None:
     async with anyio.create_task_group() as group:
         for number in range(1, 31):
             group.start_soon(shim.lookup, [Key("Person", number)])
-            await anyio.lowlevel.checkpoint()
+            await settled()
     assert child.most == 3
     assert child.order == list(range(1, 31))
 
 
-async def test_no_faster_than_the_rate() -> None:
+class Clock:
+    """Time passes only while somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("aiodatastore.shims.limited._clock", lambda: self.now)
+        monkeypatch.setattr("aiodatastore.shims.limited.anyio.sleep", self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.now += seconds
+
+
+async def test_no_faster_than_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     shim = Limited(adapter_from_url("memory://"), rate=200.0, burst=5)
     await shim.open()
-    start = time.monotonic()
-    for _ in range(5):
-        await shim.lookup([ADA])
-    assert time.monotonic() - start < 0.02
+    took = []
     for _ in range(10):
         await shim.lookup([ADA])
-    assert time.monotonic() - start >= 0.045
-    await anyio.sleep(0.1)  # no more than the burst is saved
-    start = time.monotonic()
+        took.append(clock.now - 1000.0)
+    assert took == pytest.approx([0, 0, 0, 0, 0, 0.005, 0.01, 0.015, 0.02, 0.025], abs=1e-4)
+    clock.now += 60.0  # no more than the burst is saved
+    start = clock.now
     for _ in range(7):
         await shim.lookup([ADA])
-    assert time.monotonic() - start >= 0.009
+    assert clock.now - start == pytest.approx(0.01, abs=1e-4)
+
+
+async def test_less_than_one_a_second_and_a_burst_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    slow = Limited(adapter_from_url("memory://"), rate=0.5)
+    await slow.open()
+    for _ in range(3):
+        await slow.lookup([ADA])
+    assert clock.now - 1000.0 == pytest.approx(4.0, abs=1e-4)
+    start = clock.now
+    fast = Limited(adapter_from_url("memory://"), rate=50.0)
+    await fast.open()
+    for _ in range(51):
+        await fast.lookup([ADA])
+    assert clock.now - start == pytest.approx(0.02, abs=1e-4)
 
 
 async def test_too_many_who_wait_are_refused() -> None:
-    child = Waits(adapter_from_url("memory://"), 0.02)
-    shim = Limited(child, concurrency=1, max_waiting=2)
+    go = anyio.Event()
+    shim = Limited(Waits(adapter_from_url("memory://"), go), concurrency=1, max_waiting=2)
     await shim.open()
     told: list[str] = []
 
@@ -145,15 +177,19 @@ async def test_too_many_who_wait_are_refused() -> None:
         except OverloadedError as exc:
             told.append(f"{exc} {exc.nothing_written}")
 
+    refusal = "2 operations wait already, no more than max_waiting=2 may True"
     async with anyio.create_task_group() as group:
         for _ in range(5):
             group.start_soon(get)
-    refusal = "2 operations wait already, no more than max_waiting=2 may True"
-    assert sorted(told) == [refusal, refusal, "found", "found", "found"]
+            await settled()
+        assert told == [refusal, refusal]
+        go.set()
+    assert told == [refusal, refusal, "found", "found", "found"]
 
 
 async def test_who_is_cancelled_leaves_the_line_and_takes_nothing_along() -> None:
-    child = Waits(adapter_from_url("memory://"), 0.02)
+    go = anyio.Event()
+    child = Waits(adapter_from_url("memory://"), go)
     shim = Limited(child, concurrency=1)
     await shim.open()
     scopes = [anyio.CancelScope() for _ in range(5)]
@@ -165,10 +201,11 @@ async def test_who_is_cancelled_leaves_the_line_and_takes_nothing_along() -> Non
     async with anyio.create_task_group() as group:
         for number in range(5):
             group.start_soon(get, number)
-            await anyio.lowlevel.checkpoint()
-        await anyio.sleep(0.005)
+            await settled()
         for number in (0, 1, 3):  # the one under way, the first in line, and one in its midst
             scopes[number].cancel()
+        await settled()
+        go.set()
     assert child.order == [1, 3, 5]
     assert child.now == 0
     gate = shim._gate
@@ -176,15 +213,17 @@ async def test_who_is_cancelled_leaves_the_line_and_takes_nothing_along() -> Non
     assert (gate._free, len(gate._line)) == (1, 0)
 
 
-async def test_who_is_cancelled_while_waiting_for_a_token_takes_none() -> None:
+async def test_who_is_cancelled_while_waiting_for_a_token_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     shim = Limited(adapter_from_url("memory://"), rate=20.0, burst=1)
     await shim.open()
     await shim.lookup([ADA])
-    start = time.monotonic()
-    with anyio.move_on_after(0.01):
+    with anyio.CancelScope() as scope:
+        scope.cancel()
         await shim.lookup([ADA])
+    assert scope.cancelled_caught
     await shim.lookup([ADA])
-    assert 0.045 <= time.monotonic() - start < 0.095
+    assert clock.now - 1000.0 == pytest.approx(0.05, abs=1e-4)
 
 
 async def test_an_error_gives_the_place_back() -> None:
