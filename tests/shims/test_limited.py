@@ -108,7 +108,8 @@ async def settled() -> None:
 
 
 async def test_no_more_at_once_and_in_order() -> None:
-    child = Waits(adapter_from_url("memory://"))
+    go = anyio.Event()
+    child = Waits(adapter_from_url("memory://"), go)
     shim = Limited(child, concurrency=3)
     assert Capability.INLINE_READS not in shim.capabilities
     await shim.open()
@@ -116,6 +117,8 @@ async def test_no_more_at_once_and_in_order() -> None:
         for number in range(1, 31):
             group.start_soon(shim.lookup, [Key("Person", number)])
             await settled()
+        assert child.now == 3
+        go.set()
     assert child.most == 3
     assert child.order == list(range(1, 31))
 
