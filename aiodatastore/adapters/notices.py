@@ -38,6 +38,7 @@ class Notices(Subscription):
         self._ping_name = ""
         self._answer: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_left = False
 
     @abstractmethod
     async def _connect(self) -> None:
@@ -58,7 +59,7 @@ class Notices(Subscription):
 
     @abstractmethod
     def cut(self) -> None:
-        """Lose the connection: for tests, and in a forked child."""
+        """Lose the connection: for tests."""
 
     async def start(self) -> None:
         """Listen; what is committed from now on is told."""
@@ -71,6 +72,8 @@ class Notices(Subscription):
 
     async def aclose(self) -> None:
         """Stop listening."""
+        if self._is_left:
+            return
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -78,9 +81,9 @@ class Notices(Subscription):
         await self._disconnect()
 
     def abandon(self) -> None:
-        """In a forked child: the connection is the parent's."""
-        self._task = None
-        self.cut()
+        """In a forked child: the connection is the parent's, and so is what works on it."""
+        self._is_left = True
+        _inherited.append(self)
 
     async def _go_on(self) -> None:
         pause_s = 0.0
@@ -131,3 +134,6 @@ class Notices(Subscription):
         else:
             self._listener.changed(keys, version)
         self._version = version
+
+
+_inherited: list[Notices] = []  # never closed: that would harm the process that opened them

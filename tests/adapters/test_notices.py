@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -131,6 +132,23 @@ async def test_a_lost_connection_is_a_gap(place: Place, engine: Bound) -> None:
         assert ("gap",) in await heard.all()
         await commit(store, put(b"b"))
         assert await heard.all() == [("changed", [b"b"], 2)]
+
+
+@both
+async def test_a_forked_child_leaves_them_alone(place: Place, engine: Bound) -> None:
+    async with hearing(place) as (store, heard, subscription):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                subscription.aclose().send(None)
+            except StopIteration:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        await commit(store, put(b"a"))
+        assert await heard.all() == [("changed", [b"a"], 1)]
 
 
 @postgres

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
+import anyio
 import pytest
 
-from aiodatastore import Datastore
+from aiodatastore import Datastore, Entity, Key
 from aiodatastore.adapters.base import Adapter
 from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.tiered import Tiered
@@ -61,3 +62,28 @@ class TestTiersOnValkey(OnServers):
     """And a cache in front."""
 
     wrap = staticmethod(lambda *tiers: Cached(Tiered(tiers), staleness_s=1.0))
+
+
+@on("redis")
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("way", ["cached", "shared", "tiered"])
+async def test_what_others_let_expire_is_not_served_after(engine: Bound, place: Place, way: str) -> None:
+    """Nobody tells when it does; the cache has asked."""
+    key, later = Key("K", "a"), Key("K", "b")
+    store = adapter_of(place)
+    with engine.place() as beside:
+        made: Adapter
+        if way == "tiered":
+            made = Tiered([adapter_of(beside), store])
+        else:
+            made = Cached(store, adapter_of(beside) if way == "shared" else None, staleness_s=60.0, invalidation="time")
+        async with Datastore(made) as ds, place.connect() as other:
+            await other.put(Entity(key, {"n": 1}), ttl=0.5)
+            await other.put(Entity(later, {"n": 1}), ttl=60)
+            assert await ds.get([key, later]) == [Entity(key, {"n": 1}), Entity(later, {"n": 1})]
+            assert await ds.get(key) is not None
+            with anyio.fail_after(5):
+                while await other.get(key) is not None:  # noqa: ASYNC110
+                    await anyio.sleep(0.02)
+            assert await ds.get([key, later]) == [None, Entity(later, {"n": 1})]

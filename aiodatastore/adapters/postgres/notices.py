@@ -71,10 +71,6 @@ class PostgresNotices(Notices):
         if self._connection is not None:
             self._connection.terminate()
 
-    def abandon(self) -> None:
-        """Forget the connection: closing it would tell the server."""
-        self._task = self._connection = None
-
     async def _ask(self, name: str) -> int:
         connection = self._connection
         assert connection is not None

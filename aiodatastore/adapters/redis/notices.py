@@ -79,12 +79,6 @@ class RedisNotices(Notices):
         if self._connection is not None:
             self._connection._close()  # type: ignore[no-untyped-call]  # redis-py's, as its own __del__ does
 
-    def abandon(self) -> None:
-        """Close this process's copy of the socket."""
-        self._task = self._reader = None
-        with suppress(Exception):
-            self.cut()
-
     async def _ask(self, name: str) -> int:
         commands = [(b"GET", self._channel), (b"PUBLISH", self._channel, _PING + name.encode())]
         text, _ = await self._send(commands)
