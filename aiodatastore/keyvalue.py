@@ -19,25 +19,30 @@ from __future__ import annotations
 import builtins
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aiodatastore.adapters.base import ReadPolicy
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadArgumentError, BadFilterError, BadKeyError, BadValueError, DatastoreError
+from aiodatastore.errors import BadArgumentError, BadKeyError, BadRequestError, BadValueError, DatastoreError
 from aiodatastore.key import Key
+from aiodatastore.query import Query
 from aiodatastore.values import INT64_MAX, INT64_MIN, MAX_INDEXED_BYTES, Blob, Text, validate_property
 
 if TYPE_CHECKING:
     from aiodatastore.bound_query import BoundQuery
     from aiodatastore.cursor import Cursor
     from aiodatastore.datastore import Datastore
+    from aiodatastore.indexing.normal import NormalQuery
 
-__all__ = ["VALUE", "Item", "KeyValue", "PathKey", "ValuePage", "ValueQuery"]
+__all__ = ["MAX_SORTED", "VALUE", "Item", "KeyValue", "PathKey", "ValuePage", "ValueQuery"]
 
 VALUE: Final = "~value"
 """The property of a value that is no dict: a name for filters and orders."""
+
+MAX_SORTED: Final = 100_000
+"""Results that a query with orders and without type may have."""
 
 _PACKED: Final = "~packed"
 _PACKED_VALUE: Final = "~packed_value"
@@ -555,8 +560,9 @@ class KeyValue:
     def query(self, prefix: AnyPath = "/", *, type: str | None = None) -> ValueQuery:
         """The values of a path and of all below it, in the order of their paths.
 
-        ``type``: only those whose last element is of this type ("": of none); filters and orders need it, for an
-        index is of one type.
+        ``type``: only those whose last element is of this type ("": of none). Filters and orders are then served by
+        indexes; without, everything below the prefix is read, up to :data:`MAX_SORTED` results are sorted here, and
+        there are no pages.
 
         >>> kv.query("/Comedy", type="Actor").filter("born", ">", 1939).order("-born").limit(10)    # doctest: +SKIP
         """
@@ -565,7 +571,10 @@ class KeyValue:
         parts: dict[str, Any] = {}
         if not above.is_root:
             parts["ancestor"] = above.to_key(namespace=ds.namespace, project=ds.project)
-        return ValueQuery(self, ds.query(None if type is None else _kind(type), **parts))
+        if type is not None:
+            return ValueQuery(self, ds.query(_kind(type), **parts), None)
+        bound = ds.query(None, **parts)
+        return ValueQuery(self, bound, Query(_UNTYPED, namespace=ds.namespace, project=ds.project, **parts))
 
     # ----------------------------------------------------------------------------------------- writes
 
@@ -618,69 +627,75 @@ class ValueQuery:
 
     Iterate over it for :class:`Item` (path, value), or await one of its methods. Names are those of dicts
     (``address.city`` for nested ones), :data:`VALUE` of values that are no dicts. Entities whose keys are no paths
-    (with numeric ids) are passed over, though they count for limits.
+    (with numeric ids) are passed over.
     """
 
-    __slots__ = ("_bound", "_store")
+    __slots__ = ("_bound", "_chosen", "_store")
 
-    def __init__(self, store: KeyValue, bound: BoundQuery) -> None:
+    def __init__(self, store: KeyValue, bound: BoundQuery, chosen: Query | None) -> None:
         self._store = store
         self._bound = bound
+        self._chosen = chosen
+        """Of a query of all types: what is chosen, sorted and counted here, in the form of a query."""
 
     def __repr__(self) -> str:
-        return f"<ValueQuery {self._bound.query!r} of {self._store!r}>"
+        return f"<ValueQuery {self._chosen or self._bound.query!r} of {self._store!r}>"
 
-    def _with(self, bound: BoundQuery) -> ValueQuery:
-        return ValueQuery(self._store, bound)
+    def _with(self, change: Callable[[Any], Any]) -> ValueQuery:
+        if self._chosen is None:
+            return ValueQuery(self._store, change(self._bound), None)
+        return ValueQuery(self._store, self._bound, change(self._chosen))
 
     def filter(self, name: str, op: str, value: Any) -> ValueQuery:
         """Only values of which this holds: ``=``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in``, ``not in``; of a list,
-        an element.
-
-        :raises BadFilterError: if the query is of no type
-        """
-        self._need_type(f"filter by {name!r:.80}")
-        return self._with(self._bound.filter(_searched(name), op, value))
+        an element."""
+        return self._with(lambda query: query.filter(_searched(name), op, value))
 
     def order(self, *names: str) -> ValueQuery:
-        """Sorted by these names, descending with a minus before them; values that lack one are left out.
-
-        :raises BadFilterError: if the query is of no type
-        """
-        self._need_type("order")
-        return self._with(
-            self._bound.order(*(f"-{_searched(name[1:])}" if name[:1] == "-" else _searched(name) for name in names))
-        )
-
-    def _need_type(self, what: str) -> None:
-        if self._bound.query.kind is None:
-            raise BadFilterError(
-                f"to {what}, name the type of the paths: query(prefix, type='Actor'), or type='' for those without"
-            )
+        """Sorted by these names, descending with a minus before them; values that lack one are left out."""
+        orders = [f"-{_searched(name[1:])}" if name[:1] == "-" else _searched(name) for name in names]
+        return self._with(lambda query: query.order(*orders))
 
     def limit(self, count: int | None) -> ValueQuery:
         """At most so many."""
-        return self._with(self._bound.limit(count))
+        return self._with(lambda query: query.limit(count))
 
     def offset(self, count: int) -> ValueQuery:
         """Without the first so many."""
-        return self._with(self._bound.offset(count))
+        return self._with(lambda query: query.offset(count))
 
     def start(self, cursor: Cursor | None) -> ValueQuery:
-        """From where a page ended."""
-        return self._with(self._bound.start(cursor))
+        """From where a page ended.
 
-    async def __aiter__(self) -> AsyncIterator[Item]:
-        async for entity in self._bound:
-            if _is_path(entity.key):
-                yield self._item(entity)
+        :raises BadRequestError: if the query has filters or orders, and no type
+        """
+        ready = self._ready
+        if ready is None:
+            raise BadRequestError("a query with filters or orders has cursors only if it has a type: query(…, type=…)")
+        return ValueQuery(self._store, ready.start(cursor), None)
+
+    # ----------------------------------------------------------------------------------- running it
+
+    @property
+    def _ready(self) -> BoundQuery | None:
+        """The query, if the datastore can answer it as it is."""
+        chosen = self._chosen
+        if chosen is None:
+            return self._bound
+        if chosen.filters or chosen.orders:
+            return None
+        return self._bound.limit(chosen.max_results).offset(chosen.skip)
 
     def _item(self, entity: Entity) -> Item:
         return Item(self._store._path(entity.key), _from_entity(entity))
 
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return _Results(self._item, self._ready or self._bound, None if self._ready is not None else self._chosen)
+
     async def fetch(self, limit: int | None = None) -> list[Item]:
         """All results, or the first ``limit``."""
-        return [self._item(entity) for entity in await self._bound.fetch(limit) if _is_path(entity.key)]
+        query = self if limit is None else self.limit(limit)
+        return [item async for item in query]
 
     async def first(self) -> Item | None:
         """The first result, or None."""
@@ -688,8 +703,11 @@ class ValueQuery:
         return found[0] if found else None
 
     async def paths(self, limit: int | None = None) -> list[PathKey]:
-        """The paths alone, which needs no values."""
-        return [self._store._path(key) for key in await self._bound.keys(limit) if _is_path(key)]
+        """The paths alone, which needs no values (of a query without type, if it has no filters and orders)."""
+        ready = self._ready
+        if ready is None:
+            return [item.path for item in await self.fetch(limit)]
+        return [self._store._path(key) for key in await ready.keys(limit) if _is_path(key)]
 
     async def values(self, limit: int | None = None) -> list[Any]:
         """The values alone."""
@@ -697,14 +715,93 @@ class ValueQuery:
 
     async def count(self, limit: int | None = None) -> int:
         """How many there are, at most ``limit``."""
-        return await self._bound.count(limit)
+        ready = self._ready
+        return len(await self.fetch(limit)) if ready is None else await ready.count(limit)
 
     async def page(self, size: int, start: Cursor | None = None) -> ValuePage:
-        """``size`` results from the start or from a cursor, and the cursor of the next page."""
-        found = await self._bound.page(size, start)
-        return ValuePage(
-            [self._item(entity) for entity in found.entities if _is_path(entity.key)], found.cursor, found.more
+        """``size`` results from the start or from a cursor, and the cursor of the next page.
+
+        :raises BadRequestError: if the query has filters or orders, and no type
+        """
+        ready = self.start(None)._bound
+        found = await ready.page(size, start)
+        items = [self._item(entity) for entity in found.entities if _is_path(entity.key)]
+        return ValuePage(items, found.cursor, found.more)
+
+
+class _Results(AsyncIterator[Item]):
+    """A running query; no async generator, so that it may be left at any place."""
+
+    def __init__(self, item: Callable[[Entity], Item], bound: BoundQuery, chosen: Query | None) -> None:
+        self._item = item
+        self._entities = bound.run()
+        self._chosen = chosen
+        self._normal: dict[str, NormalQuery] = {}
+        # An inequality sorts by what it compares, without being told to.
+        self._sorts = chosen is not None and bool(chosen.orders or _normal(chosen, _UNTYPED).orders)
+        self._sorted: Iterator[Entity] | None = None
+        self._place = 0
+
+    async def __anext__(self) -> Item:
+        chosen = self._chosen
+        if chosen is None:
+            return self._item(await self._next())
+        while chosen.max_results is None or self._place < chosen.skip + chosen.max_results:
+            entity = await self._next_sorted(chosen) if self._sorts else (await self._next_match(chosen))[1]
+            self._place += 1
+            if self._place > chosen.skip:
+                return self._item(entity)
+        raise StopAsyncIteration
+
+    async def _next(self) -> Entity:
+        while True:
+            entity: Entity = await anext(self._entities)
+            if _is_path(entity.key):
+                return entity
+
+    async def _next_match(self, chosen: Query) -> tuple[bytes, Entity]:
+        """The next entity that is chosen, and its place in the order that is wanted."""
+        while True:
+            entity = await self._next()
+            kind = entity.key.kind
+            if kind not in self._normal:
+                self._normal[kind] = _normal(chosen, kind)
+            matches = self._normal[kind].matches(entity)
+            if matches:
+                return min(position for position, _ in matches), entity
+
+    async def _next_sorted(self, chosen: Query) -> Entity:
+        if self._sorted is None:
+            found: list[tuple[bytes, Entity]] = []
+            try:
+                while True:
+                    found.append(await self._next_match(chosen))
+                    if len(found) > MAX_SORTED:
+                        raise BadRequestError(
+                            f"more than {MAX_SORTED} values would be sorted here: name the type of the paths, "
+                            "so that an index serves the order: query(…, type=…)"
+                        )
+            except StopAsyncIteration:
+                found.sort(key=lambda match: match[0])
+            self._sorted = iter([entity for _, entity in found])
+        for entity in self._sorted:
+            return entity
+        raise StopAsyncIteration
+
+
+def _normal(chosen: Query, kind: str) -> NormalQuery:
+    from aiodatastore.indexing.normal import normalize
+
+    return normalize(
+        Query(
+            kind,
+            namespace=chosen.namespace,
+            project=chosen.project_id,
+            ancestor=chosen.ancestor,
+            filters=chosen.filters,
+            orders=chosen.orders,
         )
+    )
 
 
 def _searched(name: str) -> str:

@@ -6,7 +6,7 @@ Nothing here can't be done with :class:`~aiodatastore.Datastore` itself; it is w
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,7 +18,7 @@ from aiodatastore.jsonl import dump_entity
 from aiodatastore.key import Key
 
 if TYPE_CHECKING:
-    from aiodatastore.bound_query import BoundQuery
+    from aiodatastore.bound_query import BoundQuery, QueryResults
     from aiodatastore.datastore import Datastore
     from aiodatastore.txn import Transaction
 
@@ -164,25 +164,48 @@ class Storage:
 
     # ----------------------------------------------------------------------------------------- looking
 
-    async def dump(self, limit: int | None = 1000) -> AsyncIterator[str]:
+    def dump(self, limit: int | None = 1000) -> AsyncIterator[str]:
         """Everything that is stored, of all namespaces and kinds, as lines of JSON in the order of keys: for debugging.
 
         Streams, a page at a time, outside of transactions. After ``limit`` entities a last line says so:
         ``{"truncated": true}``. Lines are those of ``aiodatastore export``; what reads all of a large store better is
         that command.
         """
-        count = 0
-        with self.datastore.non_transactional():
-            partitions = await self.datastore.adapter.partitions()
-        for project, namespace in partitions:
-            with self.datastore.non_transactional():
-                results = self.datastore.query(None, project=project, namespace=namespace).run()
-            async for entity in results:
-                if count == limit:
-                    yield '{"truncated": true}'
-                    return
-                count += 1
-                yield dump_entity(entity).decode("utf-8")
+        return _Dump(self.datastore, limit)
+
+
+class _Dump(AsyncIterator[str]):
+    """Lines; no async generator, so that it may be left at any place."""
+
+    def __init__(self, datastore: Datastore, limit: int | None) -> None:
+        self._datastore = datastore
+        self._left = limit
+        self._partitions: Iterator[tuple[str, str]] | None = None
+        self._results: QueryResults | None = None
+
+    async def __anext__(self) -> str:
+        if self._left is not None and self._left < 0:
+            raise StopAsyncIteration
+        if self._partitions is None:
+            self._partitions = iter(await self._datastore.adapter.partitions())
+        while True:
+            if self._results is None:
+                for project, namespace in self._partitions:
+                    with self._datastore.non_transactional():
+                        query = self._datastore.query(None, project=project, namespace=namespace)
+                        self._results = query.run()
+                    break
+                else:
+                    raise StopAsyncIteration
+            entity = await anext(self._results, None)
+            if entity is not None:
+                break
+            self._results = None
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                return '{"truncated": true}'
+        return dump_entity(entity).decode("utf-8")
 
 
 def _triple(condition: Any) -> tuple[str, str, Any]:

@@ -18,6 +18,7 @@ from aiodatastore import (
     BadArgumentError,
     BadFilterError,
     BadKeyError,
+    BadRequestError,
     BadValueError,
     Capability,
     Datastore,
@@ -26,6 +27,7 @@ from aiodatastore import (
     Key,
     Rollback,
     UnsupportedError,
+    keyvalue,
 )
 from aiodatastore.keyvalue import VALUE, Item, KeyValue, PathKey
 from tests.engines import Bound, engines
@@ -329,7 +331,7 @@ async def test_values_expire_where_the_store_promises_it(engine: Bound) -> None:
             assert await kv.query().values() == [4]
 
 
-async def test_queries() -> None:
+async def test_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     people = {
         "/people/Actor:john": {"born": 1939, "name": "John", "address": {"city": "London"}, "__x__": 1, "": "e"},
         "/people/Actor:eric": {"born": 1943, "name": "Eric", "address": {"city": "Paris"}},
@@ -356,10 +358,19 @@ async def test_queries() -> None:
         assert names(await actors.filter("", "=", "e").fetch()) == ["john"]
         assert names(await actors.filter("name", "in", ["John", "Terry"]).fetch()) == ["john"]
         assert names(await actors.filter("born", ">=", 1940).order("born").fetch()) == ["eric"]
-        with pytest.raises(BadFilterError, match="to filter by 'born', name the type of the paths"):
-            kv.query().filter("born", ">", 1)
-        with pytest.raises(BadFilterError, match="to order, name the type"):
-            kv.query("/people").order("born")
+        assert names(await kv.query("/people").filter("born", ">=", 1940).order("born").fetch()) == ["terry", "eric"]
+        assert names(await kv.query("/people").filter("born", "<", 1943).fetch()) == ["misc", "john", "terry"]
+        assert names(await kv.query("/people").order("-name").limit(2).offset(1).fetch()) == ["misc", "john"]
+        assert await kv.query("/people").filter("born", "<", 1943).count() == 3
+        assert await kv.query("/people").filter("name", "=", "Misc").paths() == [PathKey("/people/misc")]
+        for query in (kv.query().filter("born", ">", 1), kv.query().order("born")):
+            with pytest.raises(BadRequestError, match="only if it has a type"):
+                await query.page(2)
+        monkeypatch.setattr(keyvalue, "MAX_SORTED", 3)
+        with pytest.raises(BadRequestError, match="name the type of the paths"):
+            await kv.query("/people").order("born").fetch()
+        with pytest.raises(BadFilterError):
+            kv.query().filter("born", "about", 1)
         assert names(await kv.query("/people", type="").fetch()) == ["misc"]
         assert names(await kv.query("/numbers", type="").order(VALUE).fetch()) == ["b", "c", "a"]
         assert names(await kv.query("/numbers", type="").filter(VALUE, ">", 2).fetch()) == ["a", "c"]
@@ -369,6 +380,9 @@ async def test_queries() -> None:
         first = await kv.query().first()
         assert first == Item(PathKey("/numbers/a"), 3)
         assert await kv.query("/nothing").first() is None
+        async for item in kv.query("/people").filter("name", "in", ["John", "Eric"]):
+            assert item.path.name == "eric"
+            break
         page = await kv.query("/people").page(3)
         rest = await kv.query("/people").page(3, page.cursor)
         assert (names(page.items), page.more) == (["eric", "john", "terry"], True)
@@ -422,6 +436,36 @@ async def test_in_transactions() -> None:
         await add()
         await add(rollback=True)
         assert await kv.get("/n") == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from("ab"), st.one_of(st.integers(0, 3), st.lists(st.integers(0, 3)), st.text("x"))),
+        max_size=8,
+    ),
+    st.sampled_from([None, ("a", ">", 0), ("a", "=", 1), ("a", "in", [0, 2]), ("b", "!=", 1)]),
+    st.sampled_from([(), ("a",), ("-a",), ("b", "-a"), ("-__key__",)]),
+    st.integers(0, 2),
+    st.one_of(st.none(), st.integers(1, 3)),
+)
+async def test_what_is_chosen_here_is_what_an_index_would_find(
+    values: list[Any], condition: tuple[str, str, Any] | None, orders: tuple[str, ...], offset: int, limit: int | None
+) -> None:
+    async with Datastore("memory://") as ds:
+        kv = KeyValue(ds)
+        await kv.put_many({f"/v/T:{place}": value for place, value in enumerate(values)})
+        found = []
+        for type_ in (None, "T"):
+            query = kv.query("/v", type=type_)
+            if condition is not None:
+                query = query.filter(*condition)
+            if orders:
+                query = query.order(*orders)
+            query = query.offset(offset).limit(limit)
+            found.append(await query.fetch())
+            assert await query.count() == len(found[-1])
+        assert found[0] == found[1]
 
 
 @settings(deadline=None, max_examples=30)

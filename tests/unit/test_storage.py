@@ -129,6 +129,11 @@ async def test_dump() -> None:
         lines = [line async for line in Storage(ds).dump(limit=3)]
         assert [json.loads(line) for line in lines][3:] == [{"truncated": True}]
         assert len([line async for line in Storage(ds).dump(limit=None)]) == 402
+        assert len([line async for line in Storage(ds).dump(limit=402)]) == 402
+        assert len([line async for line in Storage(ds).dump(limit=401)]) == 402
+        async for line in Storage(ds).dump():
+            assert '"/A:1"' in line
+            break
 
 
 # ---------------------------------------------------------------------------------------------- processes
