@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anyio
 import pytest
 from cryptography.fernet import Fernet
 
@@ -99,6 +100,40 @@ async def test_without_being_told_a_store_is_written_as_it_was(place: Place, eng
         await ds.put(person(2))
         await all_are_there(ds, 2)
         assert await header(ds) == "1 json+zstd"
+
+
+async def test_what_is_only_read_keeps_its_header(place: Place, engine: Any) -> None:
+    if engine.name == "redis":
+        pytest.skip("redis:// has no read_only")
+    async with place.connect() as ds:
+        await ds.put(person(1))
+        before = await header(ds)
+    async with place.connect(serializer="json+zstd", read_only=True) as ds:
+        await all_are_there(ds, 1)
+        assert await header(ds) == before
+
+
+async def test_two_who_open_at_once_with_different_serializers_are_both_in_the_header(
+    place: Place, engine: Any
+) -> None:
+    if not engine.engine.connections:
+        pytest.skip("one connection a store")
+    async with place.connect():
+        pass
+    stores = [place.connect(serializer=chosen) for chosen in ("json", "pretty", "msgpack+zstd")]
+    async with anyio.create_task_group() as group:
+        for ds in stores:
+            group.start_soon(ds.open)
+    try:
+        names = (await header(stores[0])).removeprefix("1 ").split(",")
+        assert sorted(names) == ["json", "msgpack", "msgpack+zstd", "pretty"]
+        for number, ds in enumerate(stores, 1):
+            await ds.put(person(number))
+        for ds in stores:
+            await all_are_there(ds, 3)
+    finally:
+        for ds in stores:
+            await ds.aclose()
 
 
 class Bare:

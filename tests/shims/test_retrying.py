@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -239,6 +242,23 @@ async def test_a_transaction_through_it_is_applied_once() -> None:
     assert certain <= found["n"] <= certain + doubtful
     assert certain > 40
     assert doubtful > 5
+
+
+async def test_a_store_that_another_process_holds(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    child = adapter_from_url(f"sqlite:///{path}?busy_timeout_s=0.01")
+    async with Datastore(Retrying(child, attempts=100, base_s=0.005, max_s=0.02)) as ds:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreBusyError) as busy:
+                await child.commit([Commit(writes=[put()])])
+            assert busy.value.nothing_written
+            async with anyio.create_task_group() as group:
+                group.start_soon(ds.put, Entity(ADA, {"n": 7}))
+                await anyio.sleep(0.05)
+                other.execute("ROLLBACK")
+        found = await ds.get(ADA)
+    assert found == Entity(ADA, {"n": 7})
 
 
 @pytest.mark.parametrize("error", [StoreClosedError, StoreReadOnlyError, StoreFullError, ValueError])
