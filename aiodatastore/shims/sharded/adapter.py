@@ -373,31 +373,40 @@ class _LayoutStream(ResultStream):
         self._options = options
         self._state: _State | None = sharded._state
         self._stream = run(query, options)
+        self._end: bytes | None = None
+        self._skipped = self._given = 0
+        self._more = True
 
     async def next_page(self) -> Page:
+        """The next page; if groups were moved meanwhile, from where the last one ended."""
         sharded = self._sharded
         while True:
             await sharded._renew()
             state = sharded._state
             if state is not self._state:
-                self._stream, self._state = self._run(self._query, self._options), state
+                self._stream, self._state = self._run(self._rest(), self._options), state
             page = await self._stream.next_page()
             if await sharded._still(state):
                 break
             self._state = None
-        self._move(page)
+        self._end = page.end
+        self._skipped += page.skipped
+        self._given += len(page.results)
+        self._more = page.more
         return page
 
-    def _move(self, page: Page) -> None:
-        """What is left of the query after a page."""
+    def _rest(self) -> Query:
+        """What is left of the query."""
         query = self._query
-        if page.end is not None:
-            normal = normalize(query)
-            query = query.start(Cursor(page.end, query.shape, normal.key_descending, normal.mirrored))
         left = query.max_results
-        self._query = query.offset(query.skip - page.skipped).limit(
-            (None if left is None else left - len(page.results)) if page.more else 0
-        )
+        if not self._more:
+            left = 0
+        elif left is not None:
+            left -= self._given
+        if self._end is not None:
+            normal = normalize(query)
+            query = query.start(Cursor(self._end, query.shape, normal.key_descending, normal.mirrored))
+        return query.offset(max(0, query.skip - self._skipped)).limit(left)
 
     def explain(self) -> Explanation:
         return self._stream.explain()

@@ -218,12 +218,26 @@ class Routed(Adapter):
         ]
         entities: list[Entity | None] = [None] * len(keys)
         moments: list[Moment] = [Moment(MIXED, 0)] * len(keys)
-        for (number, indexes), answer in zip(groups.items(), await all_of(calls), strict=True):
+        inline = Capability.INLINE_READS in self.capabilities
+        for (number, indexes), answer in zip(groups.items(), await all_of(calls, inline=inline), strict=True):
             found = self._clocked(number, answer)
             for at, index in enumerate(indexes):
                 entities[index] = found.entities[at]
                 moments[index] = Moment(found.clock, found.version) if found.moments is None else found.moments[at]
         return Lookup(entities, 0, MIXED, moments)
+
+    async def lifetimes(self, keys: Sequence[Key]) -> Sequence[float | None]:
+        """From each adapter."""
+        groups = self._by_place(keys)
+        calls = [
+            partial(self.adapters[number].lifetimes, [keys[index] for index in indexes])
+            for number, indexes in groups.items()
+        ]
+        found: list[float | None] = [None] * len(keys)
+        for indexes, answer in zip(groups.values(), await all_of(calls), strict=True):
+            for index, seconds in zip(indexes, answer, strict=True):
+                found[index] = seconds
+        return found
 
     def _clocked(self, number: int, found: Lookup) -> Lookup:
         """An adapter's answer, which counts on a clock of the adapter's own."""
@@ -279,7 +293,8 @@ class Routed(Adapter):
         wanted = None if query.max_results is None else query.max_results + query.skip
         below = query.offset(0).limit(wanted)
         partly = [Aggregation("count" if function == "count" else "total", name) for function, name in aggregations]
-        answers = await all_of([partial(source.adapter.aggregate, below, partly, options) for source in sources])
+        calls = [partial(source.adapter.aggregate, below, partly, options) for source in sources]
+        answers = await all_of(calls, inline=Capability.INLINE_READS in self.capabilities)
         result = AggregateResult([], 0, clock=MIXED)
         for source, answer in zip(sources, answers, strict=True):
             result.checks.update(answer.checks)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions
@@ -16,13 +17,14 @@ from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
 from aiodatastore.query import Query
-from aiodatastore.rowstore import SpanCheck
+from aiodatastore.rowstore import Capability, SpanCheck
 from aiodatastore.shims.sharded.together import all_of
 
 __all__ = ["Source", "merged_stream"]
 
 _FIRST_PAGE, _LAST_PAGE = 64, 512
 
+_position = itemgetter(0)
 _TYPES = ("NULL", "INT64", "BOOLEAN", "STRING", "DOUBLE", "POINT", "REFERENCE")
 
 
@@ -73,17 +75,12 @@ class _SingleStream(ResultStream):
 
 @dataclass(slots=True)
 class _Part:
-    """What one adapter has given that was not merged yet, in order; ``next`` is the first of it."""
+    """What one adapter has given that can't be merged yet, in order."""
 
     source: Source
     stream: ResultStream
     items: list[Item] = field(default_factory=list)
-    next: int = 0
     more: bool = True
-
-    @property
-    def is_empty(self) -> bool:
-        return self.next >= len(self.items)
 
 
 class _Seen:
@@ -130,12 +127,17 @@ class _MergedStream(ResultStream):
         elif wanted is not None:
             below = below.limit(wanted)
         distinct = self._normal.distinct if query.distinct_names else 0
-        shown = normalize(below)
-        self._distinct = Distinct(shown, distinct, CursorBounds(below, shown)) if distinct else None
+        self._distinct: Distinct | None = None
+        if distinct:
+            shown = normalize(below)
+            self._distinct = Distinct(shown, distinct, CursorBounds(below, shown))
         own = replace(options, positions=True, page_size=_share(options.page_size, wanted, len(sources)))
         self._parts = [_Part(source, source.adapter.run(below, own)) for source in sources]
         self._seen = _Seen()
+        self._inline = all(Capability.INLINE_READS in source.adapter.capabilities for source in sources)
         self._root = Step("merge", f"of {len(sources)}")
+        self._ready: list[Item] = []
+        self._next = 0
         self._results: list[Any] = []
         self._places: list[bytes] = []
         self._skipped = 0
@@ -145,22 +147,30 @@ class _MergedStream(ResultStream):
         """The next page. One that fails, or is cancelled, goes on where it was with the next call."""
         results, places = self._results, self._places
         size = self._options.page_size or self._page_size
+        if self._left is not None:
+            size = min(max(self._left, 1), self._options.page_size or _LAST_PAGE)
         while not self._done and len(results) < size:
-            await self._fill()
-            taken = list(self._merged(size - len(results) + self._skip))
-            ended = not any(part.more or not part.is_empty for part in self._parts)
-            for position, result in taken if self._distinct is None else self._distinct.of(taken, not ended):
-                if self._has_all:
-                    break
-                self._end = position
-                if self._skip:
-                    self._skip -= 1
-                    self._skipped += 1
-                    continue
-                if self._left is not None:
-                    self._left -= 1
-                results.append(result)
-                places.append(position)
+            if self._next >= len(self._ready):
+                await self._fill()
+            start = self._next
+            self._next += size - len(results) + self._skip
+            taken = self._ready[start : self._next]
+            ended = self._next >= len(self._ready) and not any(part.more for part in self._parts)
+            if self._distinct is not None:
+                taken = list(self._distinct.of(taken, not ended))
+            if self._skip:
+                passed = taken[: self._skip]
+                taken = taken[len(passed) :]
+                self._skip -= len(passed)
+                self._skipped += len(passed)
+                self._end = passed[-1][0] if passed else self._end
+            if self._left is not None and not self._skip:
+                taken = taken[: self._left]
+                self._left -= len(taken)
+            if taken:
+                self._end = taken[-1][0]
+                results += [result for _, result in taken]
+                places += [position for position, _ in taken]
             self._done = ended or self._has_all
         self._page_size = min(2 * self._page_size, _LAST_PAGE)
         self._results, self._places = [], []
@@ -173,36 +183,26 @@ class _MergedStream(ResultStream):
         return self._left == 0 and not self._skip
 
     async def _fill(self) -> None:
-        """Read the next page of every part that has nothing left; all at once."""
-        while empty := [part for part in self._parts if part.more and part.is_empty]:
-            await all_of([partial(self._read, part) for part in empty])
+        """Read the next page of every part that has nothing left, all at once, and merge what can be merged."""
+        while empty := [part for part in self._parts if part.more and not part.items]:
+            await all_of([partial(self._read, part) for part in empty], inline=self._inline)
+        # What comes after the last item of a part may be preceded by what that part gives next.
+        safe = min([part.items[-1][0] for part in self._parts if part.more], default=None)
+        ready: list[Item] = []
+        for part in self._parts:
+            cut = len(part.items) if safe is None else bisect_right(part.items, safe, key=_position)
+            ready += part.items[:cut]
+            part.items = part.items[cut:]
+        ready.sort(key=_position)
+        self._ready, self._next = ready, 0
 
     async def _read(self, part: _Part) -> None:
         page = await part.stream.next_page()
         owns = part.source.owns
         items = list(zip(page.positions or (), page.results, strict=True))
         part.items = items if owns is None else [item for item in items if owns(_key_of(item[1]))]
-        part.next = 0
         part.more = page.more
         self._seen.add(part.source, page)
-
-    def _merged(self, most: int) -> Iterator[Item]:
-        """At most so many items in order, up to where a part has to be read on."""
-        parts = self._parts
-        heap = [(part.items[part.next][0], place) for place, part in enumerate(parts) if not part.is_empty]
-        heapq.heapify(heap)
-        while heap and most > 0:
-            _, place = heap[0]
-            part = parts[place]
-            yield part.items[part.next]
-            part.next += 1
-            most -= 1
-            if not part.is_empty:
-                heapq.heapreplace(heap, (part.items[part.next][0], place))
-            elif part.more:
-                return
-            else:
-                heapq.heappop(heap)
 
     def explain(self) -> Explanation:
         return _explained(self._root, [(part.source, part.stream) for part in self._parts])
@@ -219,7 +219,7 @@ def _share(page_size: int | None, wanted: int | None, sources: int) -> int | Non
         return None
     page = min(page_size or _LAST_PAGE, _LAST_PAGE if wanted is None else wanted)
     mean = page / sources
-    return min(max(1, page), int(mean + 3 * mean**0.5) + 4)
+    return min(max(1, page), int(mean + 2 * mean**0.5) + 2)
 
 
 def _explained(root: Step, parts: Sequence[tuple[Source, ResultStream]]) -> Explanation:

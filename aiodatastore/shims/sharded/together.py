@@ -32,10 +32,13 @@ async def outcomes_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | E
     return answers  # type: ignore[return-value]  # every place was set
 
 
-async def all_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """What each call returned; they run side by side. The first error of one is raised when all are done."""
-    if len(calls) == 1:
-        return [await calls[0]()]
+async def all_of(calls: Sequence[Callable[[], Awaitable[T]]], *, inline: bool = False) -> list[T]:
+    """What each call returned; they run side by side. The first error of one is raised when all are done.
+
+    ``inline``: they need no waiting as a rule, so one after the other is faster than a task for each.
+    """
+    if inline or len(calls) == 1:
+        return [await call() for call in calls]
     answers: list[T] = []
     for answer in await outcomes_of(calls):
         if isinstance(answer, Exception):
