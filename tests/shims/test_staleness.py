@@ -16,9 +16,11 @@ from aiodatastore import Datastore, Key
 from aiodatastore.adapters.base import Adapter, Commit, Lookup, Outcome, ReadPolicy
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.errors import UnavailableError
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.cached.flights import Flight
+from aiodatastore.shims.tiered import Tiered
 from aiodatastore.testing import staleness
 from aiodatastore.testing.history import verify_workload
 from aiodatastore.testing.staleness import Made, Seen, Timeline, check_staleness, run_processes, run_reads
@@ -104,6 +106,49 @@ class Slow(Shim):
 
     async def aclose(self) -> None:
         """See above."""
+
+
+class Losing(Slow):
+    """Loses the answers of some commits, which took effect or did not."""
+
+    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        chance = self._rng.random()
+        if chance < 0.05:
+            raise UnavailableError("not sent")
+        found = await super().commit(batch)
+        if chance > 0.95:
+            raise UnavailableError("lost")
+        return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tiers_whose_writers_fail(seed: int) -> None:
+    """Writers that end half-way, in the tier or in the last: nobody reads what was overwritten."""
+
+    async def main() -> Timeline:
+        fast, last = EngineAdapter(MemoryRowStore()), EngineAdapter(MemoryRowStore())
+        timeline = Timeline()
+        await fast.open()
+        await last.open()
+        async with anyio.create_task_group() as group:
+
+            async def process(name: str) -> None:
+                tiers = Tiered([Losing(fast), Losing(last)], name="here", mark_s=0.3)
+                async with Datastore(tiers) as ds:
+                    await run_reads(
+                        ds, process=name, tasks=4, items=3, seconds=0.7, writes=0.2, seed=seed, record=timeline.add
+                    )
+
+            for name in ("p0", "p1", "p2"):
+                group.start_soon(process, name)
+        await last.aclose()
+        await fast.aclose()
+        return timeline
+
+    timeline = anyio.run(main)
+    assert len(timeline.reads) > 100
+    assert len(timeline.writes) > 5
+    assert [finding for finding in check_staleness(timeline, 0.0) if finding.kind != "unknown"] == []
 
 
 class Deaf(Cached):
