@@ -171,6 +171,8 @@ async def second_level(context: Context) -> None:
         both, adapter = await enter(_cached(place, cache=cache, **settings))
         cache = adapter_from_url((await enter(redis.place("cached_written"))).url)
         writing, _ = await enter(_cached(written, cache=cache, invalidation="time"))
+        redis_alone = await enter(_uncached(await enter(redis.place("cached_beside"))))
+        await redis_alone.load(count)
         await _warm(both, count)
         before = adapter.counts
         for tasks in (1, size.tasks):
@@ -178,11 +180,13 @@ async def second_level(context: Context) -> None:
             subjects = [
                 _in_turn(both, f"{SHARED_HIT}: {CACHED}", count),
                 _peer(_in_turn(alone, f"{SHARED_HIT}: {ALONE}", count)),
+                _peer(_in_turn(redis_alone, f"{SHARED_HIT}: Redis", count)),
                 writing.put(f"{COMMIT}: {CACHED}", draw_fresh(start, person)),
                 _peer(beside.put(f"{COMMIT}: {ALONE}", draw_fresh(start + 5_000_000, person))),
             ]
             result.figures += await compare(subjects, size.effort, tasks=tasks)
         found = {name: number - before[name] for name, number in adapter.counts.items()}
+        result.notes.append("What a second level spares is the database's work; on one machine it is no nearer.")
         result.facts["of the reads, found in Redis"] = found["shared_hits"] / max(1, found["misses"])
     context.report.add(result)
 
