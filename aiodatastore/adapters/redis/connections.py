@@ -76,7 +76,7 @@ class Connections:
         self._idle: list[Driver] = []
         self._lent: set[Driver] = set()
         self._turns = asyncio.Semaphore(size)
-        self._waiting = asyncio.Semaphore(max(1, size // 2))
+        self._patient = asyncio.Semaphore(max(1, size // 2))
         self._size = size
         self._closed = False
 
@@ -89,7 +89,7 @@ class Connections:
         :raises redis.exceptions.ConnectionError, OSError, TimeoutError: what was sent may have been executed or not
         """
         if commands[-1][0] == b"WAIT":  # takes long where there is no replica; reads must find a connection, too
-            async with self._waiting:
+            async with self._patient:
                 return await self._exchange(commands, timeout_s)
         return await self._exchange(commands, timeout_s)
 
