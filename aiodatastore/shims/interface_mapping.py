@@ -44,7 +44,7 @@ from aiodatastore.rowstore import (
 )
 from aiodatastore.values import Blob, Text
 
-__all__ = ["InterfaceMapping", "ObjectRowStore"]
+__all__ = ["InterfaceMapping"]
 
 _log = logging.getLogger("aiodatastore")
 

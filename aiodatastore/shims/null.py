@@ -11,7 +11,7 @@ from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.indexing.rows import SYSTEM
 from aiodatastore.rowstore import Capability, RowCommit, RowOutcome
 
-__all__ = ["Null", "NullRowStore", "from_url"]
+__all__ = ["Null"]
 
 
 class NullRowStore(MemoryRowStore):
