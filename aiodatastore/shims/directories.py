@@ -28,8 +28,9 @@ from aiodatastore.adapters.registry import parse_int
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, DatastoreError, StoreBusyError, UnsupportedError
 from aiodatastore.indexing.explain import Explanation
-from aiodatastore.indexing.merging import Sums
+from aiodatastore.indexing.merging import CursorBounds, Sums
 from aiodatastore.indexing.metadata import METADATA_KINDS
+from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import EXISTS, Capability
@@ -77,7 +78,7 @@ class Directories(Shim):
     writes one entity more. Commits that add or remove children in the same part conflict, and are sent again: more
     ``buckets``, fewer of these.
 
-    :raises BadArgumentError: if ``buckets`` is not an int from 1 to 1024
+    :raises BadArgumentError: if ``buckets`` is not an int from 1 to 1024, or the child has lost ``EXACT_KEYS``
     """
 
     url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {"buckets": parse_int}
@@ -85,6 +86,10 @@ class Directories(Shim):
     def __init__(self, child: Adapter, *, buckets: int = 16) -> None:
         if type(buckets) is not int or not 1 <= buckets <= _MAX_BUCKETS:
             raise BadArgumentError(f"buckets: expected an int from 1 to {_MAX_BUCKETS}, got {buckets!r:.80}")
+        if Capability.EXACT_KEYS not in child.capabilities:
+            raise BadArgumentError(
+                f"Directories lists keys as they were written, and {child!r} may take several for one: put that above"
+            )
         super().__init__(child)
         self.buckets = buckets
 
@@ -178,6 +183,11 @@ class Directories(Shim):
 
         (outcome,) = await self._send([commit], send)
         return outcome
+
+    async def resolve(self, name: str, *, commit: bool) -> Outcome | None:
+        """In the child."""
+        outcome = await self.child.resolve(name, commit=commit)
+        return None if outcome is None else _without_lists(outcome)
 
     async def _send(self, batch: Sequence[Commit], send: Send) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
@@ -356,13 +366,17 @@ class _Visible(ResultStream):
         self._positions = options.positions
         self._skip = query.skip
         self._left = query.max_results
-        self._end = query.start_cursor.position or None if query.start_cursor is not None else None
+        self._end: bytes | None = None
+        if query.start_cursor is not None:
+            self._end = CursorBounds(query, normalize(query)).start or None
         self._done = False
+        self._version = 0
+        self._clock: object = None
 
     async def next_page(self) -> Page:
         """A page of the child's, or what is left of it."""
         if self._done:
-            return Page([], self._end, False, 0, [] if self._positions else None)
+            return Page([], self._end, False, self._version, [] if self._positions else None, clock=self._clock)
         page = await self._child.next_page()
         assert page.positions is not None
         results: list[Any] = []
@@ -383,6 +397,7 @@ class _Visible(ResultStream):
             results.append(result)
             positions.append(position)
         self._done = not page.more or (self._left == 0 and not self._skip)
+        self._version, self._clock = max(page.version, page.newest), page.clock
         page.results = results
         page.positions = positions if self._positions else None
         page.skipped = skipped
@@ -409,6 +424,10 @@ def _settled(commit: Commit, outcome: Outcome) -> Outcome | None:
         }
         if not outcome.conflicts:
             return None
+    return _without_lists(outcome)
+
+
+def _without_lists(outcome: Outcome) -> Outcome:
     if outcome.versions is not None:
         outcome.versions = {key: version for key, version in outcome.versions.items() if key.kind != _KIND}
     return outcome

@@ -75,7 +75,7 @@ class KeyTransform(Shim):
       partitions;
     - what is below a key is, inside, below the key inside.
 
-    A key that ``encode`` refuses with a ``DatastoreError`` can't be put, and is nowhere found. Keys that are values of
+    A key that ``encode`` refuses with a ``BadKeyError`` can't be put, and is nowhere found. Keys that are values of
     properties, or of entities embedded in them, are kept as they were given: they are the application's own names,
     which it hands to this shim again when it follows them. So they come back exactly, and filters and orders on them
     are the child's; only who reads the child without the shim has to encode them himself.
@@ -178,9 +178,10 @@ class KeyTransform(Shim):
         """The child's entities, under the keys that were asked for."""
         inner = self._inner
         try:
-            entities = self.child.lookup_now([inner(key) for key in keys])
-        except DatastoreError:
+            wanted = (inner(keys[0]),) if len(keys) == 1 else [inner(key) for key in keys]
+        except BadKeyError:
             return None
+        entities = self.child.lookup_now(wanted)
         if entities is not None:
             for key, entity in zip(keys, entities, strict=True):
                 if entity is not None:
@@ -191,9 +192,10 @@ class KeyTransform(Shim):
         """The child's entities, under the keys that were asked for."""
         inner = self._inner
         try:
-            found = await self.child.lookup([inner(key) for key in keys], read_policy=read_policy)
+            wanted = [inner(key) for key in keys]
         except BadKeyError:
             return await self._lookup_some(keys, read_policy)
+        found = await self.child.lookup(wanted, read_policy=read_policy)
         for key, entity in zip(keys, found.entities, strict=True):
             if entity is not None:
                 entity.key = key
@@ -208,8 +210,6 @@ class KeyTransform(Shim):
             except BadKeyError:
                 continue
             places.append(place)
-        if len(places) == len(keys):
-            raise BadKeyError("the child refused a key that it was given")
         found = await self.lookup([keys[place] for place in places], read_policy=read_policy)
         entities: list[Entity | None] = [None] * len(keys)
         for place, entity in zip(places, found.entities, strict=True):
@@ -343,11 +343,14 @@ class KeyTransform(Shim):
         except DatastoreError:
             return  # commit() tells
         self.child.encode(inner)
-        commit.encoded = inner
+        commit.encoded = self, inner
 
     def _ready(self, commit: Commit) -> Commit:
         ready = commit.encoded
-        return ready if type(ready) is Commit else self._inner_commit(commit)
+        if type(ready) is tuple and ready[0] is self:
+            inner: Commit = ready[1]
+            return inner
+        return self._inner_commit(commit)
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         """Hand on to the child; a commit with a key that can't be encoded fails alone."""
@@ -505,7 +508,7 @@ class KeyStream(ResultStream):
         return position[:start] + normal.key_part(encode_key(key)) + position[end:]
 
     def _normalized(self) -> NormalQuery:
-        normal = self._normal = normalize(self._query)
+        normal = self._normal = _normalized(self._query)
         return normal
 
     def explain(self) -> Explanation:
@@ -539,11 +542,13 @@ class MetadataStream(ResultStream):
         self._options = options
         self._done = False
         self._end: bytes | None = None
+        self._version = 0
+        self._clock: object = None
 
     async def next_page(self) -> Page:
         """All of it at once."""
         if self._done:
-            return Page([], self._end, False, 0, [] if self._options.positions else None)
+            return Page([], self._end, False, self._version, [] if self._options.positions else None, clock=self._clock)
         whole = page = await self._child.next_page()
         found = list(page.results)
         while page.more:
@@ -567,6 +572,7 @@ class MetadataStream(ResultStream):
         whole.results = [result for _, result in reached[skipped:]]
         whole.positions = [position for position, _ in reached[skipped:]] if self._options.positions else None
         whole.end, whole.more, whole.skipped = self._end, False, skipped
+        self._version, self._clock = max(whole.version, whole.newest), whole.clock
         whole.checks = {}  # metadata entities are nowhere stored
         return whole
 
@@ -602,6 +608,15 @@ def _inside(node: And | Or) -> Iterable[Filter]:
 
 def _written(writes: Iterable[Put | Delete]) -> Iterable[Key]:
     return (write.entity.key if isinstance(write, Put) else write.key for write in writes)
+
+
+def _normalized(query: Query) -> NormalQuery:
+    """A query in normal form, as far as positions need it."""
+    if not (query.orders or query.projection or query.subqueries) and all(
+        type(node) is PropertyFilter and node.op is Op.EQ for node in query.filters
+    ):
+        return NormalQuery(query, (), (), (), False, 0, merged=False, mirrored=False)  # the key is all there is
+    return normalize(query)
 
 
 def _key_place(normal: NormalQuery, position: bytes) -> tuple[int, int]:

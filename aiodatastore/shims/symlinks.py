@@ -78,15 +78,15 @@ class Symlinks(Shim):
     see its own write, and a query in a transaction that has written what it might find raises ``UnsupportedError``. So
     is ``TWO_PHASE``.
 
-    **Cost.** Reads that meet no link: nothing. Each link on the way: one more lookup, for all of a call together (and
-    one to begin with). A commit looks up what it puts, and what it checks, before it is sent: one round trip more; and
+    **Cost.** Reads that meet no link: nothing. Each link on the way: one more lookup, for all of a call together. A
+    commit looks up what it puts, and what it checks, before it is sent: one round trip more; and
     where others write the same keys, it is sent again. ``kinds`` names the kinds that may have links, so that others
     pay nothing; None: all.
 
     The keys of links are those of this shim's child: what is above it (a namespace, say) may have others.
 
-    :raises BadArgumentError: if ``kinds`` are no names of kinds, or the child has several counters of versions (put
-        this below a collection, on each of its stores)
+    :raises BadArgumentError: if ``kinds`` are no names of kinds, the child has several counters of versions (put this
+        below a collection, on each of its stores), or has lost ``EXACT_KEYS``
     """
 
     url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {
@@ -100,6 +100,10 @@ class Symlinks(Shim):
             raise BadArgumentError(
                 f"Symlinks needs a store whose versions tell the order of commits (ONE_CLOCK), which {child!r} does not"
                 " promise: put it below the collection, on each store"
+            )
+        if Capability.EXACT_KEYS not in child.capabilities:
+            raise BadArgumentError(
+                f"{child!r} may store several keys as one, so links could meet: put that above Symlinks"
             )
         super().__init__(child)
         self.kinds = None if kinds is None else frozenset(map(check_kind, kinds))
@@ -174,7 +178,7 @@ class Symlinks(Shim):
         found = await self.child.lookup(keys, read_policy=read_policy)
         if not any(entity is not None and _TARGET in entity for entity in found.entities):
             return found
-        seen = await _Seen.read(self.child, keys, read_policy)
+        seen = await _Seen.read(self.child, keys, read_policy, found)
         chains = [seen.chain(key) for key in keys]
         entities = [chain.entity(key) for key, chain in zip(keys, chains, strict=True)]
         if seen.moments is None:
@@ -303,11 +307,14 @@ class _Seen:
         self.moments = None if found.moments is None else dict(zip(keys, found.moments, strict=True))
 
     @classmethod
-    async def read(cls, child: Adapter, keys: Iterable[Key], policy: ReadPolicy) -> _Seen:
-        """Read again with what links lead to, until nothing is missing."""
+    async def read(cls, child: Adapter, keys: Sequence[Key], policy: ReadPolicy, found: Lookup | None = None) -> _Seen:
+        """Read again with what links lead to, until nothing is missing. ``found`` was read already."""
         wanted = list(dict.fromkeys(keys))
+        if found is not None and len(wanted) < len(keys):
+            found = None
         for _ in range(MAX_LINKS + 2):
-            seen = cls(wanted, await child.lookup(wanted, read_policy=policy))
+            seen = cls(wanted, found or await child.lookup(wanted, read_policy=policy))
+            found = None
             targets = [entity[_TARGET] for entity in seen.entities.values() if entity is not None and _TARGET in entity]
             missing = [key for key in dict.fromkeys(targets) if key not in seen.entities]
             if not missing:

@@ -13,6 +13,9 @@ from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.directories import Directories
+from aiodatastore.shims.lowercase_keys import LowercaseKeys
+from aiodatastore.shims.nested_path import NestedPath
+from aiodatastore.shims.symlinks import Symlinks
 from aiodatastore.testing.strategies import World
 from aiodatastore.testing.suite.base import cancelled_at
 from tests.shims.scripts import Step, play, scripts
@@ -214,3 +217,11 @@ def test_lists_agree_with_what_is_there(script: list[Step]) -> None:
                         assert await shim.children_of(parent.child(kind, 99)) == []
 
     anyio.run(run)
+
+
+@pytest.mark.parametrize("shim", [Directories, Symlinks])
+def test_a_child_that_takes_several_keys_for_one_is_refused(shim: Any) -> None:
+    for child in (LowercaseKeys(memory()), Symlinks(memory())):
+        with pytest.raises(BadArgumentError, match="put that above"):
+            shim(child)
+    assert shim(NestedPath(memory())).child.depth == 3

@@ -355,3 +355,40 @@ async def test_conflicts_do_not_depend_on_spelling() -> None:
 
         with pytest.raises(TransactionFailedError):
             await read_again()
+
+
+# ------------------------------------------------------------------------------ what is encoded ahead
+
+
+async def test_what_one_shim_encoded_is_not_taken_for_anothers() -> None:
+    """A collection may hand the same commit to several."""
+    one, two = memory(), memory()
+    shims = NestedPath(one, depth=1), NestedPath(two, depth=2)
+    for shim in shims:
+        await shim.open()
+    commit = put_of(Entity(Key("K", "name")))
+    for shim in shims:
+        shim.encode(commit)
+        shim.encode(put_of(Entity(Key("K", 1))))
+    for shim in shims:
+        await shim.commit([commit])
+        assert (await shim.lookup([Key("K", "name")])).entities == [Entity(Key("K", "name"))]
+        await shim.aclose()
+
+
+async def test_errors_of_one_commit_leave_its_neighbours() -> None:
+    """And are told by its own outcome, whoever encoded it ahead."""
+    shim = NestedPath(memory(), depth=3)
+    await shim.open()
+    deep = Key(*itertools.chain.from_iterable(("K", n) for n in range(1, 99)))
+    batch = [put_of(Entity(key)) for key in (Key("K", 1), deep, Key("K", 2))]
+    for commit in batch:
+        shim.encode(commit)
+    outcomes = await shim.commit(batch)
+    assert [outcome.committed for outcome in outcomes] == [True, False, True]
+    assert isinstance(outcomes[1].error, BadKeyError)
+    (outcome,) = await shim.commit(batch[1:2])
+    assert isinstance(outcome.error, BadKeyError)
+    found = await shim.lookup([deep])
+    assert (found.entities, found.version >= 2) == ([None], True)
+    await shim.aclose()
