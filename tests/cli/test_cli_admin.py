@@ -26,6 +26,7 @@ COMMANDS = [
     ["indexes", "delete"],
     ["indexes", "suggest"],
     ["rebalance"],
+    ["explain"],
 ]
 
 
