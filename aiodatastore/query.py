@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeAlias, overload
 
 from aiodatastore.cursor import Cursor
@@ -172,7 +173,7 @@ def _depth(filters: Sequence[Filter]) -> int:
 
 
 def _operator(op: Any) -> Op:
-    found = _OPS.get(" ".join(op.split()).lower()) if isinstance(op, str) else None
+    found = (_OPS.get(op) or _OPS.get(" ".join(op.split()).lower())) if isinstance(op, str) else None
     if found is None:
         raise BadFilterError(f"expected one of {', '.join(_OPS)}; got {op!r:.80}")
     return found
@@ -376,7 +377,7 @@ class Order:
         if type(argument) is cls:
             return argument
         if isinstance(argument, str):
-            return cls(argument[1:], True) if argument[:1] == "-" else cls(argument)
+            return _order_of(argument)
         match argument:
             case (str() as name, str() | int() as direction) if not strict and direction in _DIRECTIONS:
                 return cls(name, _DIRECTIONS[direction])
@@ -392,6 +393,12 @@ class Order:
 
     def __repr__(self) -> str:
         return f"Order({self.name!r}{', descending=True' if self.descending else ''})"
+
+
+@lru_cache(maxsize=1000)
+def _order_of(text: str) -> Order:
+    """Programs ask for few orders, again and again."""
+    return Order(text[1:], True) if text[:1] == "-" else Order(text)
 
 
 _DIRECTIONS: dict[Any, bool] = {"asc": False, 1: False, "desc": True, 2: True}
@@ -948,7 +955,7 @@ def _given_orders(orders: Any, strict: bool) -> tuple[Order, ...]:
         orders = (orders,)
     if not isinstance(orders, Iterable):
         raise BadArgumentError(f"expected an iterable of orders, got {orders!r:.80}")
-    return tuple(Order.parse(order, strict=strict) for order in orders)
+    return tuple([Order.parse(order, strict=strict) for order in orders])
 
 
 def _property_names(what: str, names: Any) -> tuple[str, ...]:
