@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from aiodatastore import Datastore, Entity, Key
-from aiodatastore.adapters.base import Adapter, Commit, Delete, Put
+from aiodatastore.adapters.base import Adapter, ChangeListener, Commit, Delete, Put
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.errors import UnavailableError
 from aiodatastore.rowstore import Capability
@@ -143,6 +143,42 @@ async def test_schemas_of_a_database_do_not_meet(urls: list[str]) -> None:
         await two.resolve("same.0", commit=True)
         assert (await one.lookup([Key("K", 1)])).entities == [None]
         assert (await two.lookup([Key("K", 1)])).entities != [None]
+
+
+async def test_who_listens_hears_of_it(urls: list[str]) -> None:
+    """A transaction that sent messages could not be prepared: they are sent when it is resolved."""
+    tell, told = anyio.create_memory_object_stream[int](1000)
+
+    class Listener(ChangeListener):
+        def changed(self, keys: Sequence[Key], version: int) -> None:
+            tell.send_nowait(version)
+
+        def confirmed(self, at: float, version: int) -> None:
+            tell.send_nowait(version)
+
+        def gap(self) -> None:
+            tell.send_nowait(-1)
+
+    async def heard(wanted: int) -> None:
+        with anyio.fail_after(10):
+            async for version in told:
+                if version == -1 or version >= wanted:
+                    return
+
+    async with tell, told, stores(urls[:1]) as (one,):
+        subscription = await one.subscribe(Listener(), 0.2)
+        assert subscription is not None
+        try:
+            (before,) = await one.commit([Commit(writes=[Put(Entity(Key("K", 1)))])])
+            await heard(before.version or 0)
+            prepared = await one.prepare(Commit(writes=[Put(Entity(Key("K", 1), {"n": 1}))]), "a.0")
+            assert prepared.version is not None
+            await one.resolve("a.0", commit=True)
+            await heard(prepared.version)
+            (after,) = await one.commit([Commit(writes=[Put(Entity(Key("K", 2)))])])
+            await heard(after.version or 0)
+        finally:
+            await subscription.aclose()
 
 
 async def test_a_server_without_prepared_transactions() -> None:
