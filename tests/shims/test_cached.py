@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.cached.copies import Copies, Copy, space_of
+from aiodatastore.shims.cached.shared import Shared
 from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.namespaced import Namespaced
 from tests.shims.stacks import ShimSuite
@@ -393,6 +395,22 @@ async def test_a_query_tells() -> None:
         assert await ds.query("K").fetch() == [entity(A, 2), entity(B, 1)]
         assert await ds.get(A) == entity(A, 2)
         assert cached.counts["invalidations"] == 1
+
+
+async def test_an_older_read_does_not_replace_a_newer_one() -> None:
+    """Two reads, of which the first answers last, and nobody was told of the commit between."""
+    store, gate, cached = gated()
+    async with Datastore(cached), anyio.create_task_group() as group:
+        await put_behind(store, A, 1)
+        gate.holds_lookups = True
+        group.start_soon(values, cached, A)
+        await wait_for(gate.held, 1)
+        gate.holds_lookups = False
+        await put_behind(store, A, 2)
+        assert await values(cached, A, policy=ReadPolicy.CURRENT) == [2]
+        gate.held[0].set()
+        await anyio.wait_all_tasks_blocked()
+        assert cached.lookup_now([A]) == [entity(A, 2)]
 
 
 async def test_clear_is_not_undone_by_a_read_under_way() -> None:
@@ -871,6 +889,55 @@ async def test_a_late_fill_does_not_replace_a_newer_copy() -> None:
         [place] = await Copies(inner, "here").read([A])
         assert place.copy is not None
         assert place.copy.entity == entity(A, 1)
+
+
+async def test_after_a_gap_the_shared_cache_is_not_trusted() -> None:
+    store, gate, _ = gated()
+    inner = EngineAdapter(MemoryRowStore())
+    await inner.open()
+    cached = Cached(gate, Held(inner), staleness_s=5)
+    clock = Clock(cached)
+    async with Datastore(cached) as ds:
+        await ds.put(entity(A, 1))
+        await put_behind(store, A, 2)
+        cached.gap()
+        assert await ds.get(A) == entity(A, 2)
+        clock.now += 6
+        cached._entries.clear()
+        assert await ds.get(A) == entity(A, 2)
+        assert cached.counts["shared_hits"] == 1
+
+
+async def test_messages_say_nothing_of_copies_of_others() -> None:
+    """Of a copy in the shared cache it is not known whether this process was listening when it was read."""
+    store = EngineAdapter(MemoryRowStore())
+    told, inner = Telling(store), EngineAdapter(MemoryRowStore())
+    await inner.open()
+    cached = Cached(told, Held(inner), staleness_s=5, name="here")
+    clock = Clock(cached)
+    async with Datastore(cached):
+        found = Entity(A, {"n": 1}, version=1)
+        await Copies(inner, "here").write([(A, Copy(found, None, 1, time.time()), 0)])
+        assert await values(cached, A) == [1]
+        clock.now += 4
+        cached.confirmed(clock.now, 0)
+        clock.now += 2
+        assert cached.lookup_now([A]) is None
+
+
+async def test_an_older_commit_does_not_replace_a_newer_copy() -> None:
+    inner = EngineAdapter(MemoryRowStore())
+    shared = Shared(Held(inner), "here", 5)
+    await inner.open()
+    await shared.update({A: Copy(entity(A, 9), None, 9, 0.0)})
+    await shared.update({A: Copy(entity(A, 5), None, 5, 0.0), B: None})
+    [place] = await shared.copies.read([A])
+    assert place.copy is not None
+    assert place.copy.moment == 9
+    await shared.update({A: None})
+    [place] = await shared.copies.read([A])
+    assert place.copy is None
+    await inner.aclose()
 
 
 async def test_copies() -> None:
