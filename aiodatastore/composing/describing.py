@@ -101,7 +101,7 @@ def _part(adapter: Adapter, label: str) -> Part:
 
 
 def _labels(adapter: Adapter, children: Sequence[Adapter]) -> list[str]:
-    """What an adapter calls its children: by their ``names``, if it has as many, or by the setting each was given as."""
+    """What an adapter calls its children: by its ``names``, if it has as many, or by the setting each was given as."""
     names = getattr(adapter, "names", None)
     if isinstance(names, Sequence) and not isinstance(names, str) and len(names) == len(children):
         return [str(name) for name in names]

@@ -12,12 +12,15 @@
 
 The three characters ``{ | }`` can't stand in a URL as they are, which is why this is unambiguous: where a path, a name
 or a value has one, write ``%7B %7C %7D``. Blanks around stores, bars and braces don't count. The text of a setting and
-the pattern of a mount are percent-decoded, a plus sign is a plus sign; URLs are handed on as they are. A URL that stands
-alone is not looked at by this grammar.
+the pattern of a mount are percent-decoded, a plus sign is a plus sign; URLs are handed on as they are. A URL that
+stands alone is not looked at by this grammar.
 
->>> parse("sharded{by=group}:{memory:// | memory://}")
-Node(name='sharded', where='character 1', settings=(Setting(name='by', value='group', where='character 9'),), children=(Leaf(url='memory://', where='character 20'), Leaf(url='memory://', where='character 32')), patterns=None, braced=True)
-"""  # noqa: E501
+>>> parse("sharded{by=group}:{memory:// | redis://me:secret@localhost}")
+Node(name='sharded', where='character 1', settings=(Setting(name='by', where='character 9'),), \
+children=(Leaf('memory://…', 'character 20'), Leaf('redis://…', 'character 32')), patterns=None, braced=True)
+
+There may be passwords in URLs and keys in settings: what represents them does not show them.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,12 @@ _BLANK: Final = " \t\r\n"
 class Leaf:
     """A store by its URL; ``options`` are what a file says beside it. ``where``: its place, for messages."""
 
-    url: str = field(repr=True)
+    url: str
     where: str
-    options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Leaf('{self.url.partition('://')[0]}://…', {self.where!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class Setting:
     """A setting as it was written: text (``offset``: where it begins), or a store."""
 
     name: str
-    value: str | Leaf | Node
+    value: str | Leaf | Node = field(repr=False)
     where: str
     offset: int = field(default=0, repr=False)
 

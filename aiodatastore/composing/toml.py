@@ -90,7 +90,7 @@ def node_of(value: object, where: str, *, depth: int = 0) -> Leaf | Node:
     """A store, shim or collection of a parsed table, or of a URL. ``where``: its place, for messages.
 
     >>> node_of({"use": "logged", "child": "memory://"}, "store")
-    Node(name='logged', where='store', settings=(), children=(Leaf(url='memory://', where='store.child'),), \
+    Node(name='logged', where='store', settings=(), children=(Leaf('memory://…', 'store.child'),), \
 patterns=None, braced=False)
 
     :raises BadArgumentError: if it is malformed, or a variable is not set
