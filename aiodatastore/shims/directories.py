@@ -272,7 +272,7 @@ class Directories(Shim):
 
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """The child's results, without the lists."""
-        if query.kind is None:
+        if _may_find_lists(query):
             return _Visible(self.child, query, options)
         if query.kind in METADATA_KINDS:
             return self._run_metadata(query, options)
@@ -287,7 +287,7 @@ class Directories(Shim):
         """The child's; of queries of all kinds, by reading them."""
         if query.kind in METADATA_KINDS:
             return await self._run_metadata(query, options).aggregate(aggregations)
-        if query.kind is not None:
+        if not _may_find_lists(query):
             return await self.child.aggregate(query, aggregations, options)
         stream = _Visible(self.child, Sums.of(query, aggregations), options)
         sums = Sums(aggregations)
@@ -431,6 +431,10 @@ def _without_lists(outcome: Outcome) -> Outcome:
     if outcome.versions is not None:
         outcome.versions = {key: version for key, version in outcome.versions.items() if key.kind != _KIND}
     return outcome
+
+
+def _may_find_lists(query: Query) -> bool:
+    return any(part.kind is None for part in query.subqueries or (query,))
 
 
 def _visible(entity: Entity) -> Entity | None:

@@ -12,6 +12,8 @@ import anyio
 from aiodatastore.adapters.base import (
     MIXED,
     Adapter,
+    AggregateResult,
+    Aggregation,
     Commit,
     Delete,
     Lookup,
@@ -193,9 +195,25 @@ class Symlinks(Shim):
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """The child's results, links replaced by what they lead to."""
         stream = self.child.run(query, options)
-        if query.projection or (query.only_keys and not options.track):
+        if query.projection or (query.only_keys and not options.track) or not self._may_find_links(query):
             return stream
         return _LinkStream(self, stream, options)
+
+    def _may_find_links(self, query: Query) -> bool:
+        parts = query.subqueries or (query,)
+        return self.kinds is None or any(part.kind is None or part.kind in self.kinds for part in parts)
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], options: RunOptions = DEFAULT
+    ) -> AggregateResult:
+        """The child's: a link is one, without anything to add up."""
+        found = await self.child.aggregate(query, aggregations, options)
+        doubtful = [key for key in found.checks if self._may_link(key)]
+        if doubtful:
+            seen = await _Seen.read(self.child, doubtful, ReadPolicy.CURRENT)
+            seen.correct(found.checks, doubtful)
+            found.newest = max(found.newest, found.version, seen.version)
+        return found
 
     # --------------------------------------------------------------------------------------- writes
 
@@ -326,6 +344,13 @@ class _Seen:
         """What a key leads to."""
         return _Chain(key, self.entities)
 
+    def correct(self, checks: dict[Key, int], keys: Sequence[Key]) -> None:
+        """A commit checks a link by all that it leads to, so that is what must have been seen of it."""
+        for key in keys:
+            entity = self.entities[key]
+            if entity is not None and _TARGET in entity and entity.version == checks[key]:
+                checks[key] = self.chain(key).version
+
     def moment(self, chain: _Chain) -> Moment | None:
         """When a chain was so; None, if what caches had of it never was together."""
         assert self.moments is not None
@@ -401,11 +426,7 @@ class _LinkStream(ResultStream):
 
     async def _follow(self, page: Page, links: Sequence[Key], doubtful: Sequence[Key]) -> None:
         seen = await _Seen.read(self._shim.child, [*links, *doubtful], self._policy)
-        for key in doubtful:
-            entity = seen.entities[key]
-            # A commit checks a link by all that it leads to, so that is what must have been seen.
-            if entity is not None and _TARGET in entity and entity.version == page.checks[key]:
-                page.checks[key] = seen.chain(key).version
+        seen.correct(page.checks, doubtful)
         chains = {key: seen.chain(key) for key in links}
         results: list[Any] = []
         positions: list[bytes] = []
