@@ -245,13 +245,13 @@ async def test_opening_takes_a_few_round_trips_however_many_shards(
     exchange = Connections.exchange
 
     async def slow(self: Connections, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
         return await exchange(self, commands, timeout_s)
 
     monkeypatch.setattr(Connections, "exchange", slow)
     begun = time.monotonic()
     async with Datastore(url):
-        assert time.monotonic() - begun < 14 * 0.05, "16 shards one after another would be 32"
+        assert time.monotonic() - begun < 1.8, "16 shards one after another would be 3.2"
 
 
 async def test_nodes_that_are_gone_among_those_given(cluster: ValkeyCluster) -> None:
