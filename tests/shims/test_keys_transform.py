@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -392,3 +393,41 @@ async def test_errors_of_one_commit_leave_its_neighbours() -> None:
     found = await shim.lookup([deep])
     assert (found.entities, found.version >= 2) == ([None], True)
     await shim.aclose()
+
+
+# ----------------------------------------------------------------------------- in URLs and in folders
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("namespaced{namespace=acme}:memory://", "Namespaced(EngineAdapter('memory://'), namespace='acme')"),
+        ("nested_path{depth=2&length=1}:memory://", "NestedPath(EngineAdapter('memory://'), depth=2, length=1)"),
+        ("lowercase_keys{kinds=yes}:memory://", "LowercaseKeys(EngineAdapter('memory://'), kinds=True)"),
+        ("symlinks{kinds=A,B}:memory://", "Symlinks(EngineAdapter('memory://'), kinds=['A', 'B'])"),
+        ("directories{buckets=4}:memory://", "Directories(EngineAdapter('memory://'), buckets=4)"),
+    ],
+)
+def test_urls_make_them(url: str, shown: str) -> None:
+    assert repr(adapter_from_url(url)) == shown
+
+
+@pytest.mark.parametrize(
+    "url", ["namespaced:memory://", "nested_path{depth=99}:memory://", "symlinks:lowercase_keys:memory://"]
+)
+def test_urls_of_what_can_not_be_are_refused(url: str) -> None:
+    with pytest.raises(BadArgumentError):
+        adapter_from_url(url)
+
+
+async def test_a_folder_holds_few_of_many(tmp_path: Path) -> None:
+    """In a store of files, which is what nested paths are for."""
+    keys = [Key("K", name) for name in LOOK_ALIKE_NAMES] + [Key("K", number) for number in range(1, 60)]
+    async with Datastore(NestedPath(adapter_from_url(f"file:///{tmp_path}/store"), depth=2, length=1)) as ds:
+        await ds.put([Entity(key, {"n": place}) for place, key in enumerate(keys)])
+    async with Datastore(NestedPath(adapter_from_url(f"file:///{tmp_path}/store"), depth=2, length=1)) as ds:
+        assert await ds.query("K").keys() == sorted(keys)
+        assert [entity and entity["n"] for entity in await ds.get(keys)] == list(range(len(keys)))
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert len(files) > len(keys)
+    assert max(len(list(folder.iterdir())) for folder in {path.parent for path in files}) < len(keys) // 2
