@@ -1,4 +1,4 @@
-"""A shim that does nothing, alone and several times, is as its child."""
+"""A shim that does nothing is as its child."""
 
 from __future__ import annotations
 
@@ -8,9 +8,4 @@ from tests.shims.stacks import ShimSuite
 
 class TestShim(ShimSuite):
     wrap = staticmethod(Shim)
-    stores_rows = True
-
-
-class TestShimOfShims(ShimSuite):
-    wrap = staticmethod(lambda adapter: Shim(Shim(Shim(adapter))))
     stores_rows = True
