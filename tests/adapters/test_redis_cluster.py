@@ -360,6 +360,25 @@ async def test_who_has_moved_is_found(cluster: ValkeyCluster) -> None:
         assert versions(await commit(store, puts((b"a", b"y")))) == [2]
 
 
+async def test_calls_that_are_not_repeated_learn_of_it_for_the_next(
+    cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Connections.exchange
+
+    async def slow(self: Connections, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        await asyncio.sleep(0.15)
+        return await exchange(self, commands, timeout_s)
+
+    async with opened(cluster.dsn, retry_s=0) as store:
+        await commit(store, puts((b"a", b"x")))
+        monkeypatch.setattr(Connections, "exchange", slow)
+        assert store.cluster._known is not None
+        store.cluster._known.moved[store.slot] = ("127.0.0.1", 1)
+        with pytest.raises(UnavailableError):
+            await store.read([b"a"])
+        assert (await store.read([b"a"])).records == [(1, b"x")]
+
+
 @contextlib.contextmanager
 def slot_on_its_way(slot: int, source: ValkeyNode, target: ValkeyNode) -> Iterator[None]:
     target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)

@@ -32,6 +32,8 @@ _FRESH_S: Final = 0.1
 _STAGGER_S: Final = 0.1
 """How long one node may keep us waiting before another is asked, too."""
 _SUSPECT_S: Final = 5.0
+_LEARN_S: Final = 1.0
+"""Learning who serves what is given so long even if the call that wants it has less: the next one will need it, too."""
 
 Place = tuple[str, int]
 """Host and port of a node."""
@@ -254,7 +256,7 @@ class Cluster:
         async with self._learning:
             if self._learnt_at > asked_at - _FRESH_S:
                 return
-            view = await self._learn(min(within_s, self._timeout_s))
+            view = await self._learn(min(max(within_s, _LEARN_S), self._timeout_s))
             self._learnt_at = time.monotonic()
             if view is not None:
                 await self._use(view)
