@@ -201,8 +201,12 @@ def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     results = {result["name"]: result for run in runs for result in run["results"]}
     order = ["import", "memory_get", "memory_put", "sqlite_get", "sqlite_put", "sqlite_query", *BENCHMARKS]
     places = {name: place for place, name in enumerate(order)}
-    ordered = sorted(results.values(), key=lambda result: places.get(result["name"], len(order)))
-    return {**runs[-1], "results": ordered}
+
+    def place(result: dict[str, Any]) -> int:
+        name = result["name"]
+        return places.get(name, places.get(name.rpartition("_")[0], len(order)))  # a benchmark may have several results
+
+    return {**runs[-1], "results": sorted(results.values(), key=place)}
 
 
 def _importable(name: str) -> bool:

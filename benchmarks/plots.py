@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.composed.shims import PLAIN_IS, THROUGH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +36,8 @@ def draw(results: Raw, directory: Path) -> list[Path]:
             drawer = _import
         elif result.get("curve"):
             drawer = _curve
+        elif result.get("compared") == PLAIN_IS:
+            drawer = _pairs
         elif result["subjects"]:
             crowds = {subject["tasks"] for subject in result["subjects"]}
             drawer = _scaling if len(crowds) > 2 else _compared
@@ -137,6 +142,33 @@ def _scaling(result: Raw) -> Figure:
         axis.grid(alpha=0.25)
     figure.legend(loc="lower center", ncols=4, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.05 + 0.04 * (len(lines) // 4), 1, 1))
+    return figure
+
+
+def _pairs(result: Raw) -> Figure:
+    """How many times as long something takes as without: the median of the rounds, and half of them in the bar."""
+    import matplotlib.pyplot as plt
+
+    rows = [
+        (subject, [a / b for a, b in zip(plain["rounds_per_s"], subject["rounds_per_s"], strict=False)])
+        for plain, subject in itertools.pairwise(result["subjects"])
+        if plain["ours"] and not subject["ours"]
+    ][::-1]
+    figure, axes = plt.subplots(figsize=(7.5, 1.2 + 0.22 * len(rows)))
+    figure.suptitle(result["title"], x=0.01, ha="left", fontweight="bold")
+    for place, (_, ratios) in enumerate(rows):
+        ordered = sorted(ratios)
+        low, middle, high = (ordered[int((len(ordered) - 1) * part)] for part in (0.25, 0.5, 0.75))
+        axes.plot([low, high], [place, place], color=_PEER, linewidth=5, solid_capstyle="butt")
+        axes.plot([middle], [place], "|", color=_OURS, markersize=9, markeredgewidth=2)
+        axes.annotate(f"  {middle:.2f}", (high, place), va="center", fontsize=7)
+    axes.axvline(1, color="#777777", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(rows)), [_label(subject).replace(f": {THROUGH}", "") for subject, _ in rows])
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:g}×")
+    axes.set_xlabel("time of an operation, of one without (line: median of the rounds, bar: half of them)")
+    axes.grid(alpha=0.25, axis="x")
+    figure.tight_layout()
     return figure
 
 

@@ -26,9 +26,10 @@ from benchmarks.sizes import SEED
 if TYPE_CHECKING:
     from benchmarks.suite import Context
 
-__all__ = ["DEEPEST", "PASSING", "PLAIN", "SHIMS", "STACKS", "THROUGH", "one_shim", "stacks"]
+__all__ = ["DEEPEST", "PASSING", "PLAIN", "PLAIN_IS", "SHIMS", "STACKS", "THROUGH", "one_shim", "stacks"]
 
 PLAIN, THROUGH = "plain", "through it"
+PLAIN_IS = "plain is"
 DEEPEST = 5
 
 Wrap = Callable[[Adapter], Adapter]
@@ -161,8 +162,8 @@ async def one_shim(context: Context) -> None:
     """Each shim over a memory store: a get, and puts."""
     size = context.size
     settings = {"entities": size.items}
-    get = Result("shims_get", "memory: get by key through one shim", settings=settings, compared="plain is")
-    put = Result("shims_put", "memory: put through one shim", settings=settings, compared="plain is")
+    get = Result("shims_get", "memory: get by key through one shim", settings=settings, compared=PLAIN_IS)
+    put = Result("shims_put", "memory: put through one shim", settings=settings, compared=PLAIN_IS)
     get.notes.append("A key at hand knows its encoding; what a key shim makes of it is encoded for each get.")
     for result in (get, put):
         for case in SHIMS:
@@ -184,7 +185,7 @@ async def stacks(context: Context) -> None:
         "shims_stacks",
         "memory: get by key through stacks of shims",
         settings={"entities": size.items},
-        compared="plain is",
+        compared=PLAIN_IS,
     )
     result.curve = Curve("shims", "time of a get, of one without shims")
     for name, layers in STACKS.items():

