@@ -908,6 +908,23 @@ async def test_after_a_gap_the_shared_cache_is_not_trusted() -> None:
         assert cached.counts["shared_hits"] == 1
 
 
+async def test_what_was_seen_is_not_unseen() -> None:
+    """Also if another process has put an older copy into the shared cache meanwhile."""
+    store, inner = EngineAdapter(MemoryRowStore()), EngineAdapter(MemoryRowStore())
+    await inner.open()
+    cached = Cached(store, Held(inner), name="here")
+    async with Datastore(cached):
+        old = await put_behind(store, A, 1)
+        await put_behind(store, A, 2)
+        assert await values(cached, A) == [2]
+        cached._entries.clear()  # evicted
+        copies = Copies(inner, "here")
+        [place] = await copies.read([A])
+        older = Copy(Entity(A, {"n": 1}, version=old), None, old, time.time())
+        assert await copies.write([(A, older, place.version)]) == [True]
+        assert await values(cached, A) == [2]
+
+
 async def test_messages_say_nothing_of_copies_of_others() -> None:
     """Of a copy in the shared cache it is not known whether this process was listening when it was read."""
     store = EngineAdapter(MemoryRowStore())
@@ -1065,7 +1082,11 @@ async def test_what_expires_is_not_served_after() -> None:
         for key in (B, C):
             await put_behind(store, key, 1)
         assert await ds.get([A, B, C]) == [entity(A, 1), entity(B, 1), None]
-        clock.now += 2.1
+        clock.now += 1
+        [found] = (await cached.lookup([A])).entities
+        assert found is not None
+        await cached.commit([Commit({A: found.version})])  # it is current, which does not make it live longer
+        clock.now += 1.1
         assert cached.lookup_now([A]) is None
         assert cached.lookup_now([B]) == [entity(B, 1)]
         clock.now += 1
