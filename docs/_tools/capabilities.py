@@ -34,6 +34,7 @@ STORES: Final = {
 
 DEPENDS: Final[Mapping[tuple[str, Capability], str]] = {
     ("redis", Capability.DURABLE): "[as the server is set](adapters/redis.md)",
+    ("postgres", Capability.TWO_PHASE): "[as the server is set](adapters/postgres.md)",
 }
 """What an adapter knows only when it is open."""
 
