@@ -24,6 +24,7 @@ from aiodatastore import (
 )
 from aiodatastore.adapters.base import Adapter
 from aiodatastore.shims import InterfaceMapping
+from aiodatastore.testing.history import WORKLOADS, History, Workload, run_workload, verify_workload
 from aiodatastore.testing.suite import AdapterSuite, Connect
 from tests.shims.stacks import PROFILE
 
@@ -261,6 +262,35 @@ async def test_a_transaction_that_meets_a_lost_entity() -> None:
         found = await ds.get(Key("K", 1))
         assert found is not None
         assert found["n"] == 2
+
+
+# ------------------------------------------------------------------------------------------ serializability
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+def test_many_tasks_over_two_connections(workload: Workload, tmp_path: Path) -> None:
+    objects = Slow()
+    history = History()
+
+    def connect() -> Datastore:
+        index = f"sqlite:///{tmp_path}/index.db?synchronous=OFF"
+        return Datastore(InterfaceMapping(objects, get="fetch", index=index, key_type=bytes, shared=True))
+
+    async def client(ds: Datastore, name: str) -> None:
+        await run_workload(ds, workload, tasks=6, transactions=8, items=4, client=name, record=history.add)
+
+    async def main() -> None:
+        async with connect() as one, connect() as two:
+            async with anyio.create_task_group() as group:
+                group.start_soon(client, one, "one")
+                group.start_soon(client, two, "two")
+            kept = await one.query().count()
+            assert await two.check() == []
+        assert len(objects.objects) == kept  # nothing was left behind
+
+    anyio.run(main)
+    assert history.count("committed") == 2 * 6 * 8
+    assert "\n".join(map(str, verify_workload(history))) == ""
 
 
 # ------------------------------------------------------------------------------------------ kinds of objects
