@@ -43,7 +43,7 @@ from aiodatastore.query import KEY_PROPERTY, And, Filter, Op, Or, PropertyFilter
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import DEFAULT, Shim
 
-__all__ = ["KeyTransform", "Partition"]
+__all__ = ["KeyTransform"]
 
 Partition = tuple[str, str]
 """Project and namespace."""

@@ -40,7 +40,7 @@ from aiodatastore.query import Query
 from aiodatastore.rowstore import EXISTS, Capability
 from aiodatastore.shims.base import DEFAULT, Shim
 
-__all__ = ["MAX_LINKS", "Symlinks"]
+__all__ = ["Symlinks"]
 
 MAX_LINKS: Final = 32
 """How many links may follow one another."""
