@@ -165,11 +165,12 @@ async def plain(context: Context) -> None:
             }
             for work, make in works.items():
                 for tasks in (1, size.tasks):
-                    effort = size.pair if work == "get" and tasks == 1 else size.effort
+                    alike = work == "get" or (work == "put" and engine == "memory")
+                    effort = size.pair if alike else size.effort
                     subjects = [
                         _of(make(people, f"{work}, {engine}: {name}"), ours=name == ALONE) for name, people in stores
                     ]
-                    result.figures += await compare(subjects, effort, tasks=tasks)
+                    result.figures += await compare(subjects, effort, tasks=tasks, alike=alike)
     context.report.add(result)
 
 
