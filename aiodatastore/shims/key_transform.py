@@ -222,6 +222,19 @@ class KeyTransform(Shim):
         every = [moments.get(place, some) for place in range(len(keys))]
         return Lookup(entities, found.version, found.clock, [moment for moment in every if moment is not None] or None)
 
+    async def lifetimes(self, keys: Sequence[Key]) -> Sequence[float | None]:
+        """The child's, of its keys; what can't be a key there is not there."""
+        lives: list[float | None] = [0.0] * len(keys)
+        inner: dict[int, Key] = {}
+        for place, key in enumerate(keys):
+            try:
+                inner[place] = self._inner(key)
+            except BadKeyError:
+                continue
+        for place, life in zip(inner, await self.child.lifetimes(list(inner.values())), strict=True):
+            lives[place] = life
+        return lives
+
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """The child's results under their keys outside."""
         if query.kind in METADATA_KINDS:

@@ -300,6 +300,13 @@ class Tiered(Shim):
             await self._forget([key for key in wrong if key not in copies])
         return outcomes
 
+    async def prepare(self, commit: Commit, name: str) -> Outcome:
+        """Refused: whoever resolved it would have to know which marks to take away.
+
+        :raises UnsupportedError: always
+        """
+        raise UnsupportedError("Tiered can't prepare commits", capability=Capability.TWO_PHASE)
+
     async def _mark(self, keys: list[Key], name: str) -> list[dict[Key, Place]]:
         marks: list[dict[Key, Place]] = []
         for copies in self._upper:
@@ -356,6 +363,12 @@ def _check_tiers(tiers: Sequence[Any], staleness_s: float | None) -> None:
     last = tiers[-1]
     if Capability.QUERIES not in last.capabilities:
         raise BadArgumentError(f"Tiered: the last tier answers queries, and {last.url} can't")
+    for tier in tiers:
+        if Capability.EXACT_KEYS not in tier.capabilities:
+            raise BadArgumentError(
+                f"Tiered: in {tier!r:.200} several keys may name one entity, and a commit of one would leave copies "
+                "under the others: put the tiers below what changes keys"
+            )
     if len({id(tier) for tier in tiers}) < len(tiers) or _repeated(
         tier.url for tier in tiers if Capability.MULTI_PROCESS in tier.capabilities
     ):

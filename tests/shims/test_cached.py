@@ -30,6 +30,7 @@ from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.cached.copies import Copies, Copy, space_of
 from aiodatastore.shims.cached.shared import Shared
 from aiodatastore.shims.key_transform import KeyTransform
+from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.namespaced import Namespaced
 from tests.shims.stacks import ShimSuite
 
@@ -1098,6 +1099,20 @@ async def test_what_expires_is_not_served_after() -> None:
         assert cached.lookup_now([B]) == [entity(B, 2)]
 
 
+async def test_lifetimes_through_a_shim_of_keys() -> None:
+    gate = Mortal(EngineAdapter(MemoryRowStore()))
+    inner = Key("K", "a", namespace="tenant")
+    gate.lives = {inner: 3.0}
+    cached = Cached(Namespaced(gate, "tenant"), staleness_s=100)
+    clock = Clock(cached)
+    async with Datastore(cached) as ds:
+        await put_behind(gate.child, inner, 1)
+        assert await ds.get(A) == entity(A, 1)
+        assert cached.lookup_now([A]) == [entity(A, 1)]
+        clock.now += 3.1
+        assert cached.lookup_now([A]) is None
+
+
 # ------------------------------------------------------------------------------------------- refusals
 
 
@@ -1129,6 +1144,8 @@ def test_refused_caches() -> None:
         Cached(Shim(memory), memory)
     with pytest.raises(BadArgumentError, match="where the child lives"):
         Cached(sqlite, adapter_from_url("sqlite:///a.db"))
+    with pytest.raises(BadArgumentError, match="several keys may name one entity"):
+        Cached(LowercaseKeys(memory))
     with pytest.raises(BadArgumentError, match="this process alone"):
         Cached(memory, sqlite)
     cached = Cached(sqlite, memory)

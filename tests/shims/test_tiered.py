@@ -14,11 +14,12 @@ from aiodatastore.adapters.base import Adapter, Commit, Lookup, Moment, Outcome,
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url
-from aiodatastore.errors import BadArgumentError, EntityExistsError, UnavailableError
+from aiodatastore.errors import BadArgumentError, EntityExistsError, UnavailableError, UnsupportedError
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached.copies import Copies, Copy
 from aiodatastore.shims.key_transform import KeyTransform
+from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.tiered import Tiered
 from tests.shims.stacks import ShimSuite
 
@@ -293,6 +294,14 @@ async def test_others_that_write_past_the_tiers() -> None:
         assert await ds.get(A) == entity(A, 11)
 
 
+async def test_nothing_is_prepared() -> None:
+    fast, last = await stores(2)
+    tiers = tiered([fast, last])
+    assert Capability.TWO_PHASE not in tiers.capabilities
+    with pytest.raises(UnsupportedError):
+        await tiers.prepare(Commit(), "one")
+
+
 async def test_the_first_tier_answers_at_once() -> None:
     first, last = EngineAdapter(MemoryRowStore()), EngineAdapter(MemoryRowStore())
     tiers = Tiered([first, last])
@@ -350,6 +359,8 @@ def test_refused_tiers() -> None:
         Tiered([memory, Blind(adapter_from_url("memory://"))])
     with pytest.raises(BadArgumentError, match="expected adapters"):
         Tiered(["memory://", "memory://"])  # type: ignore[list-item]
+    with pytest.raises(BadArgumentError, match="several keys may name one entity"):
+        Tiered([memory, LowercaseKeys(adapter_from_url("memory://"))])
     with pytest.raises(BadArgumentError, match="give a name"):
         Tiered([memory, KeyTransform(adapter_from_url("memory://"), encode=lambda key: key, decode=lambda key: key)])
     with pytest.raises(BadArgumentError, match="name: expected"):

@@ -155,6 +155,11 @@ class Cached(Shim, ChangeListener):
             )
         if name is not None and (type(name) is not str or not name):
             raise BadArgumentError(f"Cached: name: expected a str or None, got {name!r:.80}")
+        if Capability.EXACT_KEYS not in child.capabilities:
+            raise BadArgumentError(
+                f"Cached: in {child!r:.200} several keys may name one entity, and a commit of one would leave copies "
+                "under the others: put the cache below what changes keys"
+            )
         if cache is not None:
             _check_cache(child, cache)
         super().__init__(child)
