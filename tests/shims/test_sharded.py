@@ -160,6 +160,7 @@ def test_what_can_not_be_sharded_is_refused() -> None:
         ([one, Shim(one)], "given twice"),
         ([adapter_from_url("sqlite:///a.db"), adapter_from_url("sqlite:///a.db")], "given twice"),
         ([one, Unordered(two)], "another order"),
+        ([one, Shim(Sharded([two]))], "sharded itself"),
         ([one, EngineAdapter(MemoryRowStore(), require_indexes=True)], "same require_indexes"),
         ([one, "memory://"], "expected adapters"),
     ):

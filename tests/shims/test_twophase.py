@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import textwrap
@@ -15,9 +16,11 @@ import pytest
 from aiodatastore import Datastore, Entity, Key
 from aiodatastore.adapters.base import Adapter, ChangeListener, Commit, Delete, Put
 from aiodatastore.adapters.registry import adapter_from_url
-from aiodatastore.errors import UnavailableError
+from aiodatastore.errors import TransactionFailedError, UnavailableError
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.sharded import Sharded, twophase
+from aiodatastore.shims.sharded import adapter as sharded_adapter
+from aiodatastore.shims.sharded.rebalance import rebalance
 from aiodatastore.testing.history import History, Recorded, check
 from aiodatastore.testing.servers import PostgresServer
 from tests.engines import ENGINES, PostgresSession, fresh_name
@@ -319,6 +322,57 @@ async def test_a_server_is_killed_before_it_is_told(anyio_backend: str) -> None:
             assert await adapter.sweep(0) == 1
             assert await numbers(ds) == {"new"}
             assert [await child.prepared() for child in adapter.children] == [[], []]
+
+
+async def test_a_shard_is_added_while_transactions_go_over_several(
+    urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded_adapter, "LAYOUT_MAX_AGE_S", 0.1)
+    keys = [Key("K", n) for n in range(1, 101)]
+    counted = dict.fromkeys(keys, 0)
+    done = False
+
+    async def count_up(ds: Datastore, seed: int) -> None:
+        rng = random.Random(seed)
+        while not done:
+            pair = rng.sample(keys, 2)
+
+            async def once(pair: list[Key] = pair) -> None:
+                for entity in await ds.get(pair):
+                    assert entity is not None
+                    entity["n"] += 1
+                    await ds.put(entity)
+
+            try:
+                await ds.run_in_transaction(once, retries=30)
+            except (TransactionFailedError, UnavailableError):
+                await anyio.sleep(0.02)
+                continue
+            for key in pair:
+                counted[key] += 1
+
+    async with opened(urls[:2]) as (old, _), anyio.create_task_group() as group:
+        await old.put([Entity(key, {"n": 0}) for key in keys])
+        begun = anyio.Event()
+
+        async def with_all() -> None:
+            await begun.wait()
+            async with opened(urls) as (ds, _), anyio.create_task_group() as inner:
+                for seed in (3, 4):
+                    inner.start_soon(count_up, ds, seed)
+
+        for seed in (1, 2):
+            group.start_soon(count_up, old, seed)
+        group.start_soon(with_all)
+        await anyio.sleep(0.2)
+        adapter = Sharded([adapter_from_url(url) for url in urls])
+        report = await rebalance(adapter, progress=lambda *_: begun.set())
+        await anyio.sleep(0.3)
+        done = True
+    assert report.copied
+    async with opened(urls) as (ds, _):
+        assert {entity.key: entity["n"] for entity in await ds.query("K").fetch()} == counted
+        assert sum(counted.values()) > 20
 
 
 WORKER = textwrap.dedent(

@@ -182,7 +182,8 @@ class Sharded(Routed):
         began = monotonic()
         state = self._state
         home = self.names.index(state.layout.ids)
-        record = (await self.adapters[home].lookup([LAYOUT_KEY])).entities[0]
+        found = await self.adapters[home].lookup([LAYOUT_KEY], read_policy=ReadPolicy.CURRENT)
+        record = found.entities[0]
         version = 0 if record is None else record.version
         if force or (state.fences is not None and version != state.fences[home]):
             await self._reload()
@@ -413,6 +414,10 @@ class _LayoutStream(ResultStream):
 
 
 def _check_alike(shards: Sequence[Adapter]) -> None:
+    if any(_is_sharded(shard) for shard in shards):
+        raise BadArgumentError(
+            "a shard is sharded itself: the records of the two would meet; give all the stores to one Sharded"
+        )
     stores = [store for shard in shards for store in stores_of(shard)]
     serializers = {
         type(value).__name__ for store in stores if (value := getattr(store, "serializer", None)) is not None
@@ -423,3 +428,7 @@ def _check_alike(shards: Sequence[Adapter]) -> None:
             raise BadArgumentError(
                 f"all shards must have the same {setting}, got {', '.join(sorted(map(str, values)))}"
             )
+
+
+def _is_sharded(adapter: Adapter) -> bool:
+    return isinstance(adapter, Sharded) or any(map(_is_sharded, adapter.children))

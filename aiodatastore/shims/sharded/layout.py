@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from aiodatastore.adapters.base import Adapter, Commit, Put
+from aiodatastore.adapters.base import Adapter, Commit, Put, ReadPolicy
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, CorruptDataError, StoreReadOnlyError
 from aiodatastore.indexing.encoding import encode_key
@@ -145,7 +145,7 @@ def newest(found: Sequence[Layout | None]) -> Layout | None:
 
 async def read_layouts(shards: Sequence[Adapter]) -> list[Layout | None]:
     """What each shard has recorded."""
-    found = await all_of([partial(shard.lookup, [LAYOUT_KEY]) for shard in shards])
+    found = await all_of([partial(shard.lookup, [LAYOUT_KEY], read_policy=ReadPolicy.CURRENT) for shard in shards])
     return [None if one.entities[0] is None else Layout.of_entity(one.entities[0]) for one in found]
 
 

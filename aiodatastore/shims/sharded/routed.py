@@ -81,6 +81,7 @@ class Routed(Adapter):
         self._clocks = [object() for _ in children]
         self._coordinator = Coordinator(self)
         self._watches = False
+        self._inline = False
         self._refuses = type(self).refusal is not Routed.refusal
 
     def __repr__(self) -> str:
@@ -154,6 +155,7 @@ class Routed(Adapter):
                 await child.open()
                 stack.push_async_callback(_close, child)
             await self._opened()
+            self._inline = Capability.INLINE_READS in self.capabilities
             self._watches = can_prepare(self.adapters) and len(self.adapters) > 1
             if self._watches:
                 await self.sweep()
@@ -218,8 +220,7 @@ class Routed(Adapter):
         ]
         entities: list[Entity | None] = [None] * len(keys)
         moments: list[Moment] = [Moment(MIXED, 0)] * len(keys)
-        inline = Capability.INLINE_READS in self.capabilities
-        for (number, indexes), answer in zip(groups.items(), await all_of(calls, inline=inline), strict=True):
+        for (number, indexes), answer in zip(groups.items(), await all_of(calls, inline=self._inline), strict=True):
             found = self._clocked(number, answer)
             for at, index in enumerate(indexes):
                 entities[index] = found.entities[at]
@@ -294,7 +295,7 @@ class Routed(Adapter):
         below = query.offset(0).limit(wanted)
         partly = [Aggregation("count" if function == "count" else "total", name) for function, name in aggregations]
         calls = [partial(source.adapter.aggregate, below, partly, options) for source in sources]
-        answers = await all_of(calls, inline=Capability.INLINE_READS in self.capabilities)
+        answers = await all_of(calls, inline=self._inline)
         result = AggregateResult([], 0, clock=MIXED)
         for source, answer in zip(sources, answers, strict=True):
             result.checks.update(answer.checks)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import sniffio
 
-from aiodatastore.adapters.base import MIXED, Adapter, Commit, Delete, Outcome, Put, RunOptions
+from aiodatastore.adapters.base import MIXED, Adapter, Commit, Delete, Outcome, Put, ReadPolicy, RunOptions
 from aiodatastore.entity import Entity
 from aiodatastore.errors import DatastoreError, UnavailableError
 from aiodatastore.key import Key
@@ -191,7 +191,7 @@ class Coordinator:
         home = self._adapter(self._routed.names.index(name.partition(".")[2]))
         key = _decision_key(name)
         while True:
-            record = (await home.lookup([key])).entities[0]
+            record = (await home.lookup([key], read_policy=ReadPolicy.CURRENT)).entities[0]
             if record is not None:
                 return record.version if record["state"] == _COMMITTED else None
             (outcome,) = await home.commit([Commit({key: 0}, writes=[Put(_decision(key, _ABORTED))])])
