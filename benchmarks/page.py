@@ -40,6 +40,7 @@ afterwards; other data is not touched):
 
 ```sh
 aiodatastore bench sqlite:///mine.db
+aiodatastore bench 'cached{staleness_s=2}:postgresql://localhost/shop'    # shims and collections, too
 ```
 """
 
