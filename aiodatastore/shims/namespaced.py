@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
+from weakref import WeakKeyDictionary
+
+import anyio
 
 from aiodatastore.adapters.base import Adapter, Commit, Put, ReadPolicy
 from aiodatastore.entity import Entity
@@ -18,6 +21,23 @@ __all__ = ["Namespaced"]
 _MAX_KNOWN: Final = 10_000
 _REGISTRY: Final = ".indexes"
 """The namespace in the store where tenants' indexes are noted: none of any tenant's, for it begins with one dot."""
+
+
+class _Held:
+    """How many tenants have a child open, in this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lock = anyio.Lock()
+        self.process = os.getpid()
+
+    def forget(self, child: Adapter) -> None:
+        """Once nobody has it open: the lock is of this event loop, and the next may be another."""
+        if not self.count and _held.get(child) is self:
+            del _held[child]
+
+
+_held: WeakKeyDictionary[Adapter, _Held] = WeakKeyDictionary()
 
 
 class Namespaced(KeyTransform):
@@ -39,6 +59,8 @@ class Namespaced(KeyTransform):
     100 characters: a key whose namespace would be longer can't be put (``BadKeyError``), and none is found. Projects
     are passed through; each has its tenants.
 
+    Several tenants may be open on one child at once: the first opens it, the last closes it.
+
     Composite indexes are the store's, with entities of all tenants. A tenant sees those that it has created (they are
     noted in the store, in namespace ``.indexes``); deleting one takes it from the tenant's list, and who administers
     the store deletes its rows.
@@ -58,6 +80,7 @@ class Namespaced(KeyTransform):
         if not check_namespace(namespace):
             raise BadArgumentError("Namespaced needs the name of a namespace, got an empty one")
         self.namespace = namespace
+        self._holds: _Held | None = None
         self._home = namespace.replace(".", "..")
         if len(self._home) > MAX_NAMESPACE_LENGTH:
             raise BadArgumentError(
@@ -77,6 +100,36 @@ class Namespaced(KeyTransform):
     def settings(self) -> Mapping[str, object]:
         """The namespace."""
         return {"namespace": self.namespace}
+
+    async def open(self) -> None:
+        """Open the child, unless another tenant has."""
+        while self._holds is None:
+            held = _held.get(self.child)
+            if held is None or held.process != os.getpid():
+                held = _held[self.child] = _Held()
+            async with held.lock:
+                if _held.get(self.child) is not held:
+                    continue  # the last one closed it while this one waited
+                try:
+                    if not held.count:
+                        await self.child.open()
+                    held.count += 1
+                    self._holds = held
+                finally:
+                    held.forget(self.child)
+
+    async def aclose(self) -> None:
+        """Close the child, unless another tenant still has it open."""
+        held, self._holds = self._holds, None
+        if held is None:
+            return
+        async with held.lock:
+            held.count -= 1
+            try:
+                if not held.count:
+                    await self.child.aclose()
+            finally:
+                held.forget(self.child)
 
     def _enclosed(self, key: Key) -> Key:
         within = self._within.get(key._namespace)

@@ -15,7 +15,7 @@ from aiodatastore.adapters.base import Adapter
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url
-from aiodatastore.errors import BadRequestError
+from aiodatastore.errors import BadRequestError, UnavailableError
 from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.query import Query
 from aiodatastore.shims.base import Shim
@@ -167,6 +167,83 @@ async def test_a_cursor_of_another_tenant_leads_nowhere_else() -> None:
         assert await two.query().count() == 6
         await one.aclose()
         await two.aclose()
+
+
+async def test_tenants_share_what_they_are_part_of() -> None:
+    """It is opened once and closed once, whoever comes and goes first."""
+    events: list[str] = []
+
+    class Told(Shim):
+        async def open(self) -> None:
+            events.append("open")
+            await super().open()
+
+        async def aclose(self) -> None:
+            events.append("close")
+            await super().aclose()
+
+    store = Told(adapter_from_url("memory://"))
+    for _ in range(2):
+        one, two = Datastore(Namespaced(store, "one")), Datastore(Namespaced(store, "two"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.open)
+            group.start_soon(two.open)
+        await one.put(Entity(Key("K", 1)))
+        await one.aclose()
+        await one.aclose()
+        assert await two.query("K").count() == 0
+        assert events == ["open"]
+        await two.aclose()
+        assert events == ["open", "close"]
+        events.clear()
+
+
+async def test_one_comes_while_the_last_goes() -> None:
+    """The store is open again for who came."""
+    events: list[str] = []
+
+    class Slow(Shim):
+        async def open(self) -> None:
+            events.append("open")
+            await anyio.sleep(0.01)
+            await super().open()
+
+        async def aclose(self) -> None:
+            await anyio.sleep(0.01)
+            events.append("close")
+            await super().aclose()
+
+    store = Slow(adapter_from_url("memory://"))
+    one, *others = (Datastore(Namespaced(store, name)) for name in ("one", "two", "three"))
+    await one.open()
+    async with anyio.create_task_group() as group:
+        group.start_soon(one.aclose)
+        await anyio.sleep(0.001)
+        for other in others:
+            group.start_soon(other.open)
+    assert events == ["open", "close", "open"]
+    for other in others:
+        await other.put(Entity(Key("K", 1)))
+        await other.aclose()
+    assert events == ["open", "close", "open", "close"]
+
+
+async def test_a_store_that_does_not_open_can_be_tried_again() -> None:
+    class Late(Shim):
+        ready = False
+
+        async def open(self) -> None:
+            if not self.ready:
+                raise UnavailableError("not yet")
+            await super().open()
+
+    store = Late(adapter_from_url("memory://"))
+    ds = Datastore(Namespaced(store, "one"))
+    with pytest.raises(UnavailableError):
+        await ds.open()
+    store.ready = True
+    async with ds:
+        assert await ds.query("K").count() == 0
 
 
 async def test_namespaces_nest() -> None:
