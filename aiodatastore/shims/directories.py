@@ -266,7 +266,9 @@ class Directories(Shim):
             else:
                 listing.remove(key)
         writes = [*commit.writes, *listing.puts()]
-        return conflicts, Commit({**checks, **listing.checks}, commit.spans, writes, commit.token, commit.atomic)
+        return conflicts, Commit(
+            {**checks, **listing.checks}, commit.spans, writes, commit.token, commit.atomic, commit.after_prepared
+        )
 
     # --------------------------------------------------------------------------------------- queries
 

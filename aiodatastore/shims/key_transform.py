@@ -347,7 +347,7 @@ class KeyTransform(Shim):
             else:
                 writes.append(Delete(inner(write.key)))
         checks = {inner(key): version for key, version in commit.checks.items()}
-        return Commit(checks, commit.spans, writes, commit.token, commit.atomic)
+        return Commit(checks, commit.spans, writes, commit.token, commit.atomic, commit.after_prepared)
 
     def encode(self, commit: Commit) -> None:
         """Encode the keys, and let the child encode the rest."""

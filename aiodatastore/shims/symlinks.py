@@ -391,7 +391,9 @@ class _Followed:
                 self._ends[entity.key] = chain.end
                 write = Put(Entity._make(chain.end, entity, entity._unindexed, entity.version), write.ttl_s)  # noqa: PLW2901
             writes[chain.end] = write
-        self.commit = Commit(checks, commit.spans, list(writes.values()), commit.token, commit.atomic)
+        self.commit = Commit(
+            checks, commit.spans, list(writes.values()), commit.token, commit.atomic, commit.after_prepared
+        )
 
     def outer(self, outcome: Outcome) -> Outcome:
         """The outcome by the keys that the commit named."""

@@ -6,14 +6,15 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
+import anyio
 import pytest
 
 from aiodatastore.adapters import sortedbytes
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.sortedbytes import SortedBytes
-from aiodatastore.rowstore import TAIL_MULTI, Capability, RowCommit
+from aiodatastore.rowstore import TAIL_MULTI, Capability, RowBatch, RowCommit
 
-from .rows import ALL_KEYS, ALL_ROWS, commit, entities, puts
+from .rows import ALL_KEYS, ALL_ROWS, commit, entities, puts, rows_of
 
 
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -28,13 +29,40 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 def test_nothing_suspends() -> None:
     store = MemoryRowStore()
     at_once(store.open())
-    assert store.capabilities == {Capability.TRIO, Capability.INLINE_READS}
+    assert store.capabilities == {Capability.TRIO, Capability.INLINE_READS, Capability.TWO_PHASE}
     assert at_once(commit(store, puts((b"a", b"x"))))[0].version == 1
     assert at_once(store.read([b"a"])) == ([(1, b"x")], 1)
     assert at_once(store.scan(ALL_ROWS, 5)).rows == [(b"x|a", 1, None, None)]
     assert at_once(store.count(ALL_KEYS)) == (1, 0, 1)
     assert at_once(store.allocate(b"s", 1)) == 1
     assert at_once(store.sizes()) == {"entity_bytes": 2, "index_bytes": 3}
+    at_once(store.aclose())
+
+
+async def _waits(store: MemoryRowStore) -> None:
+    with anyio.move_on_after(0.02) as scope:
+        await commit(store, puts((b"b", b"x")))
+    assert scope.cancelled_caught
+    assert (await store.read([b"b"])).records == [None]
+
+
+def test_one_commit_is_prepared_at_a_time() -> None:
+    store = MemoryRowStore()
+    at_once(store.open())
+    batch = RowBatch([RowCommit(checks=[(b"a", 0)], puts=puts((b"a", b"x")).puts)], rows_of)
+    assert at_once(store.prepare(batch, "one")).version == 1
+    assert at_once(store.prepare(batch, "one")).version == 1
+    assert at_once(store.read([b"a"])).records == [None]
+    assert [name for name, _ in at_once(store.prepared())] == ["one"]
+    anyio.run(_waits, store)
+    assert at_once(store.resolve("other", commit=True)) is None
+    assert at_once(store.resolve("one", commit=True)) == 1
+    assert at_once(store.resolve("one", commit=True)) is None
+    assert at_once(store.prepare(batch, "two")).conflicts == [(b"a", 1)]
+    assert at_once(store.prepared()) == []
+    assert at_once(store.prepare(batch._replace(commits=[puts((b"c", b"x"))]), "three")).version == 2
+    assert at_once(store.resolve("three", commit=False)) == 1
+    assert at_once(commit(store, puts((b"c", b"x"))))[0].version == 2
     at_once(store.aclose())
 
 
