@@ -428,6 +428,23 @@ async def test_scripts_that_the_server_forgot_are_sent_again(store: RedisRowStor
         assert await store.allocate(b"s", 1) == number
 
 
+async def test_a_script_that_is_sent_again_has_all_its_time(
+    server: ValkeyServer, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Connections.exchange
+    given: list[float] = []
+
+    async def noted(self: Connections, commands: Any, timeout_s: float) -> list[Any]:
+        given.append(timeout_s)
+        return await exchange(self, commands, timeout_s)
+
+    async with opened(server.dsn, retry_s=0) as store:
+        client.script_flush()
+        monkeypatch.setattr(Connections, "exchange", noted)
+        await commit(store, puts((b"a", b"x")))
+        assert given == [5.0, 5.0]
+
+
 async def test_idle_connections_that_were_cut_do_not_show(store: RedisRowStore, client: Redis) -> None:
     await asyncio.gather(*[store.read([b"a"]) for _ in range(8)])
     for number in range(1, 6):

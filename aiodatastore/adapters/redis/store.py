@@ -252,7 +252,7 @@ class RedisRowStore(RowStore):
         """
         give_up = time.monotonic() + self._retry_s
         pause_s = 0.0
-        tries = 0
+        again = False
         known = "; nothing was written" if changes else ""
         certain = True
         while True:
@@ -261,14 +261,15 @@ class RedisRowStore(RowStore):
             answered = False
             try:
                 left_s = max(_LEAST_S, give_up - time.monotonic())
-                timeout_s = min(self._timeout_s, left_s) if tries else self._timeout_s
-                tries += 1
+                timeout_s = min(self._timeout_s, left_s) if again else self._timeout_s
+                again = True
                 answers = await self._connections.exchange(commands, timeout_s)
                 first = answers[0]
                 if not isinstance(first, Exception):
                     return answers
                 if isinstance(first, NoScriptError) and script is not None:
                     commands = [(b"EVAL", script.text, *commands[0][2:]), *commands[1:]]
+                    again = False
                     continue
                 error: BaseException = first
                 answered = True
