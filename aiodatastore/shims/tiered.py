@@ -281,7 +281,13 @@ class Tiered(Shim):
         name = os.urandom(8).hex()
         marks = await self._mark(keys, name) if keys else []
         read_at = self._now()
-        outcomes = await self.child.commit(batch)  # if this fails, the marks stay: it may have taken effect
+        try:
+            outcomes = await self.child.commit(batch)
+        except UnavailableError as exc:
+            if exc.nothing_written:  # else it may have taken effect: the marks stay
+                for upper, marked in zip(self._upper, marks, strict=False):
+                    await self._unmark(upper, marked, name, {})
+            raise
         copies: dict[Key, Copy] = {}
         wrong: dict[Key, None] = {}
         for each, outcome in zip(written, outcomes, strict=True):
@@ -315,9 +321,11 @@ class Tiered(Shim):
             except DatastoreError as exc:
                 for upper, marked in zip(self._upper, marks, strict=False):
                     await self._unmark(upper, marked, name, {})
-                raise UnavailableError(
+                error = UnavailableError(
                     f"the tier {copies.adapter.url} can't be told of a commit ({exc}); nothing was written"
-                ) from exc
+                )
+                error.nothing_written = True
+                raise error from exc
         return marks
 
     async def _unmark(self, upper: Copies, marked: Mapping[Key, Place], name: str, copies: Mapping[Key, Copy]) -> None:

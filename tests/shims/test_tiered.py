@@ -14,7 +14,7 @@ from aiodatastore.adapters.base import Adapter, Commit, Lookup, Moment, Outcome,
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url
-from aiodatastore.errors import BadArgumentError, EntityExistsError, UnavailableError, UnsupportedError
+from aiodatastore.errors import BadArgumentError, EntityExistsError, StoreBusyError, UnavailableError, UnsupportedError
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached.copies import Copies, Copy
@@ -39,7 +39,7 @@ class Watched(Shim):
     def __init__(self, child: Adapter) -> None:
         super().__init__(child)
         self.lookups: list[tuple[Key, ...]] = []
-        self.fails = self.loses = False
+        self.fails = self.loses = self.refuses = False
         self.gates: list[anyio.Event] = []
         self.holds_lookups = self.holds_commits = False
 
@@ -58,6 +58,8 @@ class Watched(Shim):
         return found
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
+        if self.refuses:
+            raise StoreBusyError("busy")
         if self.fails:
             raise UnavailableError("away")
         outcomes = await self.child.commit(batch)
@@ -228,14 +230,28 @@ async def test_a_commit_whose_answer_is_lost() -> None:
     assert len(last.lookups) == 3
 
 
+async def test_a_commit_that_was_not_sent() -> None:
+    """Then nothing is in doubt."""
+    fast, last = await stores(2)
+    tiers = tiered([fast, last])
+    await put(tiers, A, 1)
+    last.refuses = True
+    with pytest.raises(StoreBusyError):
+        await put(tiers, A, 2)
+    [place] = await Copies(fast, "here").read([A])
+    assert not place.marks
+    assert await values(tiers, A) == [1]
+
+
 async def test_a_tier_that_is_away() -> None:
     """Reads go on, writes don't: nothing of them is written."""
     fast, middle, last = await stores(3)
     tiers = tiered([fast, middle, last])
     await put(tiers, A, 1)
     middle.fails = True
-    with pytest.raises(UnavailableError, match="nothing was written"):
+    with pytest.raises(UnavailableError, match="nothing was written") as caught:
         await put(tiers, A, 2)
+    assert caught.value.nothing_written
     assert await values(last, A) == [1]
     assert await values(tiers, A, B) == [1, None]
     [place] = await Copies(fast, "here").read([A])
