@@ -11,7 +11,9 @@ is there, the commit took place; if not, a record that says *aborted* is written
 slow fails at step 2, and the commit is forgotten. So it is safe for any process, at any time, to settle any of them.
 
 Between 2 and 3 a reader outside of transactions may see the home's part and not yet the others'. Transactions do not:
-what they read in several adapters is verified there after all that was prepared is resolved.
+what they read in several adapters is verified there after all that was prepared is resolved. One that reads in a single
+adapter may still be before the commit there, though another, that read at the home, has ended after it: what takes
+place is serializable, and in one adapter in the order of time; over several that order holds once the commit returned.
 """
 
 from __future__ import annotations
