@@ -15,17 +15,21 @@ from hypothesis import strategies as st
 from aiodatastore import Datastore
 from aiodatastore.adapters.base import Adapter
 from aiodatastore.adapters.registry import adapter_from_url
-from aiodatastore.rowstore import Capability
+from aiodatastore.rowstore import CORE, Capability
 from aiodatastore.shims.base import Shim
+from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.compressed import Compressed
+from aiodatastore.shims.delayed import Delayed
 from aiodatastore.shims.directories import Directories
 from aiodatastore.shims.encrypted import Encrypted
+from aiodatastore.shims.failing import Failing
 from aiodatastore.shims.limited import Limited
 from aiodatastore.shims.logged import Logged
 from aiodatastore.shims.measured import Measured
 from aiodatastore.shims.namespaced import Namespaced
 from aiodatastore.shims.nested_path import NestedPath
 from aiodatastore.shims.retrying import Retrying
+from aiodatastore.shims.tiered import Tiered
 from aiodatastore.shims.timeout import Timeout
 from aiodatastore.testing.suite.base import assert_same
 from tests.shims.scripts import Step, play, scripts
@@ -46,6 +50,11 @@ LAYERS: dict[str, Wrap] = {
     "Measured": Measured,
     "Retrying": Retrying,
     "Timeout": lambda child: Timeout(child, 30.0),
+    "Delayed": lambda child: Delayed(child, 0.0),
+    "Failing": lambda child: Failing(child, 0.0),
+    "Cached": Cached,
+    "Cached, small": lambda child: Cached(child, adapter_from_url("memory://"), max_entities=2),
+    "Tiered": lambda child: Tiered([adapter_from_url("memory://"), child]),
     "Limited": lambda child: Limited(child, concurrency=8),
     "Compressed": lambda child: Compressed(child, threshold=1),
     "Encrypted": lambda child: Encrypted(child, base64.urlsafe_b64encode(bytes(32)).decode()),
@@ -56,6 +65,8 @@ ONCE = ("Compressed", "Encrypted")
 stacks = st.lists(st.sampled_from(sorted(LAYERS)), min_size=3, max_size=5).filter(
     lambda names: all(names.count(name) <= 1 for name in ONCE)
 )
+
+TO_BE_KEPT = CORE - {Capability.CURRENT_READS}  # which caches lose, though not in a process that writes alone
 
 few = settings(
     settings.get_profile(PROFILE),
@@ -72,7 +83,7 @@ def test_a_stack_is_as_its_child(names: list[str], script: list[Step]) -> None:
         for name in names:
             stack = LAYERS[name](stack)
         async with Datastore("memory://") as plain, Datastore(stack) as stacked:
-            assert stacked.capabilities | {Capability.INLINE_READS} >= plain.capabilities
+            assert stacked.capabilities >= TO_BE_KEPT
             expected = await play(plain, script)
             found = await play(stacked, script)
             for step, one, other in zip(script, expected, found, strict=True):
