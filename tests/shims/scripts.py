@@ -59,10 +59,12 @@ def _steps(world: World) -> SearchStrategy[Step]:
 
 
 def scripts(min_size: int = 4, max_size: int = 12) -> SearchStrategy[list[Step]]:
-    """Steps in two namespaces, some of them in transactions that commit or roll back."""
+    """Something to work on, then steps in two namespaces, some of them in transactions that commit or roll back."""
+    many = st.lists(st.one_of([world.entities() for world in WORLDS]), min_size=8, max_size=16)
     step = st.one_of([_steps(world) for world in WORLDS])
     transaction = st.builds(Step, st.just("transaction"), st.lists(step, min_size=1, max_size=4), st.booleans())
-    return st.lists(st.one_of(step, step, step, transaction), min_size=min_size, max_size=max_size)
+    steps = st.lists(st.one_of(step, step, step, transaction), min_size=min_size, max_size=max_size)
+    return st.builds(lambda first, rest: [first, *rest], st.builds(Step, st.just("put"), many), steps)
 
 
 async def play(ds: Datastore, script: list[Step]) -> list[Any]:
