@@ -133,6 +133,7 @@ async def _people(wrap: Wrap, count: int) -> AsyncIterator[People]:
                 await People(loader).load(count)
         else:
             await people.load(count)
+        await ds.get([people.key(number) for number in range(1, count + 1)])  # caches and tiers keep them from now on
         yield people
 
 
