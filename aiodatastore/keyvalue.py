@@ -627,7 +627,8 @@ class ValueQuery:
 
     Iterate over it for :class:`Item` (path, value), or await one of its methods. Names are those of dicts
     (``address.city`` for nested ones), :data:`VALUE` of values that are no dicts. Entities whose keys are no paths
-    (with numeric ids) are passed over.
+    (with numeric ids) are passed over; an offset, the size of a page and the count of a query that has neither filters
+    nor orders, or has a type, do count them.
     """
 
     __slots__ = ("_bound", "_chosen", "_store")
@@ -707,7 +708,8 @@ class ValueQuery:
         ready = self._ready
         if ready is None:
             return [item.path for item in await self.fetch(limit)]
-        return [self._store._path(key) for key in await ready.keys(limit) if _is_path(key)]
+        ready = (ready if limit is None else ready.limit(limit)).keys_only()
+        return [path async for path in _Results(self._store._path, ready, None)]
 
     async def values(self, limit: int | None = None) -> list[Any]:
         """The values alone."""
@@ -729,12 +731,14 @@ class ValueQuery:
         return ValuePage(items, found.cursor, found.more)
 
 
-class _Results(AsyncIterator[Item]):
+class _Results(AsyncIterator[T]):
     """A running query; no async generator, so that it may be left at any place."""
 
-    def __init__(self, item: Callable[[Entity], Item], bound: BoundQuery, chosen: Query | None) -> None:
-        self._item = item
+    def __init__(self, item: Callable[[Any], T], bound: BoundQuery, chosen: Query | None) -> None:
+        self._item = item  # of an entity; of a key, if the query is for keys only
+        self._bound = bound
         self._entities = bound.run()
+        self._passed_over = 0
         self._chosen = chosen
         self._normal: dict[str, NormalQuery] = {}
         # An inequality sorts by what it compares, without being told to.
@@ -742,7 +746,7 @@ class _Results(AsyncIterator[Item]):
         self._sorted: Iterator[Entity] | None = None
         self._place = 0
 
-    async def __anext__(self) -> Item:
+    async def __anext__(self) -> T:
         chosen = self._chosen
         if chosen is None:
             return self._item(await self._next())
@@ -753,11 +757,20 @@ class _Results(AsyncIterator[Item]):
                 return self._item(entity)
         raise StopAsyncIteration
 
-    async def _next(self) -> Entity:
+    async def _next(self) -> Any:
         while True:
-            entity: Entity = await anext(self._entities)
-            if _is_path(entity.key):
-                return entity
+            try:
+                found = await anext(self._entities)
+            except StopAsyncIteration:
+                # The store's limit has counted what is passed over here: as many more are needed.
+                if not self._passed_over or self._bound.query.max_results is None:
+                    raise
+                rest = self._bound.offset(0).limit(self._passed_over).start(self._entities.cursor)
+                self._entities, self._passed_over = rest.run(), 0
+                continue
+            if _is_path(found if isinstance(found, Key) else found.key):
+                return found
+            self._passed_over += 1
 
     async def _next_match(self, chosen: Query) -> tuple[bytes, Entity]:
         """The next entity that is chosen, and its place in the order that is wanted."""

@@ -405,6 +405,19 @@ async def test_entities_of_the_application_are_values_too() -> None:
         assert await ds.query().count() == 1
 
 
+async def test_what_is_passed_over_takes_no_place_of_a_limit() -> None:
+    async with Datastore("memory://") as ds:
+        kv = KeyValue(ds)
+        await ds.put([Entity(Key("Person", number), {"born": number}) for number in range(1, 6)])
+        await kv.put_many({f"/Person:{name}": {"born": 9} for name in "abc"})
+        for query in (kv.query(), kv.query("/", type="Person"), kv.query("/", type="Person").order("born")):
+            first = await query.first()
+            assert first is not None
+            assert first.path == PathKey("/Person:a")
+            for limit in range(5):
+                assert len(await query.limit(limit).fetch()) == len(await query.paths(limit)) == min(limit, 3)
+
+
 async def test_a_root_of_its_own() -> None:
     async with Datastore("memory://") as ds:
         one, two = KeyValue(ds, root="/apps/one"), KeyValue(ds, root="/apps/two")
