@@ -165,7 +165,7 @@ async def plain(context: Context) -> None:
             }
             for work, make in works.items():
                 for tasks in (1, size.tasks):
-                    alike = work == "get" or (work == "put" and engine == "memory")
+                    alike = tasks == 1 and (work == "get" or (work == "put" and engine == "memory"))
                     effort = size.pair if alike else size.effort
                     subjects = [
                         _of(make(people, f"{work}, {engine}: {name}"), ours=name == ALONE) for name, people in stores
