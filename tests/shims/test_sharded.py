@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -30,6 +30,7 @@ from aiodatastore.errors import (
 )
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
+from aiodatastore.shims.failing import Failing
 from aiodatastore.shims.sharded import Sharded
 from aiodatastore.shims.sharded.placing import Placing
 from aiodatastore.testing import strategies
@@ -332,6 +333,24 @@ async def test_a_page_reads_little_more_than_it_gives() -> None:
 
 
 # ------------------------------------------------------------------------------- lists and transactions
+
+
+@anyio_test
+@pytest.mark.parametrize("first", ["before", "after"])
+async def test_nothing_was_written_only_if_no_shard_may_have(first: Literal["before", "after"]) -> None:
+    second: Literal["before", "after"] = "after" if first == "before" else "before"
+    shards = [Failing(adapter_from_url("memory://"), 1.0, when=when) for when in (first, second)]
+    for shard in shards:
+        shard.enabled = False
+    async with Datastore(Sharded(shards)) as ds:
+        for shard in shards:
+            shard.enabled = True
+        with pytest.raises(UnavailableError) as caught:
+            await ds.put([Entity(Key("A", f"k{number}")) for number in range(8)])
+        for shard in shards:
+            shard.enabled = False
+        assert 0 < await ds.query("A").count() < 8
+        assert not caught.value.nothing_written
 
 
 @anyio_test

@@ -31,7 +31,14 @@ from aiodatastore.adapters.base import (
     RunOptions,
 )
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadArgumentError, BadRequestError, CrossShardError, DatastoreError, UnavailableError
+from aiodatastore.errors import (
+    BadArgumentError,
+    BadRequestError,
+    CrossShardError,
+    DatastoreError,
+    DeadlineExceededError,
+    UnavailableError,
+)
 from aiodatastore.indexing.aggregates import RunningSum
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexState
 from aiodatastore.indexing.merging import Sums
@@ -471,7 +478,8 @@ class Routed(Adapter):
         for part, outcome in zip(parts.values(), outcomes, strict=True):
             conflicts.update(outcome.conflicts)
             stale += outcome.stale_spans
-            error = error or outcome.error
+            if error is None or (_is_uncertain(outcome.error) and not _is_uncertain(error)):
+                error = outcome.error
             failed = failed or outcome.version is None
             if outcome.version is None:
                 continue
@@ -640,6 +648,13 @@ def failed(error: DatastoreError) -> Outcome:
     """The outcome of one of several commits that met an error."""
     copied = own_copy(error)
     return Outcome(None, error=copied if isinstance(copied, DatastoreError) else error)
+
+
+def _is_uncertain(error: DatastoreError | None) -> bool:
+    """Whether the commit that met it may have taken effect."""
+    if isinstance(error, UnavailableError):
+        return not error.nothing_written
+    return isinstance(error, DeadlineExceededError)
 
 
 def stores_of(adapter: Adapter) -> list[Adapter]:
