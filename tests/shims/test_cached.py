@@ -29,9 +29,11 @@ from aiodatastore.shims.base import Shim
 from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.cached.copies import Copies, Copy, space_of
 from aiodatastore.shims.cached.shared import Shared
+from aiodatastore.shims.failing import Failing
 from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.namespaced import Namespaced
+from aiodatastore.shims.sharded import Sharded
 from tests.shims.stacks import ShimSuite
 
 A, B, C = Key("K", "a"), Key("K", "b"), Key("K", "c")
@@ -361,6 +363,27 @@ async def test_a_commit_whose_answer_is_lost() -> None:
         assert cached.lookup_now([A]) is None
         assert cached.lookup_now([B]) is None
         assert await ds.get([A, B]) == [entity(A, 2), entity(B, 2)]
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+async def test_a_commit_whose_answer_a_store_of_a_collection_loses(atomic: bool) -> None:
+    """It is told in the outcome, not raised; what may have been written is read again."""
+    store, gate = adapter_from_url("memory://"), Failing(adapter_from_url("memory://"), 1.0, when="after")
+    gate.enabled = False
+    keys = [Key("A", f"k{number}") for number in range(8)]
+    async with Datastore(Cached(Sharded([store, gate]), staleness_s=60)) as ds:
+
+        async def write(value: int) -> None:
+            entities = [entity(key, value) for key in keys]
+            await (ds.run_in_transaction(ds.put, entities) if atomic else ds.put(entities))
+
+        await write(1)
+        await ds.get(keys)
+        gate.enabled = True
+        with pytest.raises(UnavailableError):
+            await write(2)
+        gate.enabled = False
+        assert await ds.get(keys) == await ds.get(keys, read_policy=ReadPolicy.CURRENT)
 
 
 async def test_a_conflict_tells() -> None:

@@ -562,13 +562,19 @@ class Cached(Shim, ChangeListener):
         shared: dict[Key, Copy | None],
     ) -> None:
         """Draw the conclusions from a commit's outcome; ``shared``: what to write to the cache (None: nothing)."""
+        error = outcome.error
+        # A store of a collection did not answer: what went there may have been written.
+        uncertain = error is not None and not getattr(error, "nothing_written", False)
         if outcome.version is None:
             for key, version in outcome.conflicts.items():
                 self._correct(key, version)
-            if outcome.versions is None:
+            if outcome.versions is None and not uncertain:
                 return
         for key, entity, ttl_s, kept in written:
             if outcome.version is None and key not in (outcome.versions or ()):
+                if uncertain:
+                    self._unknown((key,))
+                    shared[key] = None
                 continue
             if outcome.clock is MIXED:
                 self._unknown((key,))
