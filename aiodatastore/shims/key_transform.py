@@ -45,6 +45,9 @@ from aiodatastore.shims.base import DEFAULT, Shim
 
 __all__ = ["KeyTransform"]
 
+_REMEMBERED: Final = 4096
+"""Keys that a shim remembers: about a megabyte."""
+
 Partition = tuple[str, str]
 """Project and namespace."""
 
@@ -114,7 +117,9 @@ class KeyTransform(Shim):
         if type(keeps_order) is not bool:
             raise BadArgumentError(f"keeps_order is True or False, not {keeps_order!r:.80}")
         super().__init__(child)
-        self._inner = self._encode_checked(encode) if self.checked else encode
+        remembered = _Remembered(self._encode_checked(encode) if self.checked else encode)
+        self._inner = remembered.of
+        self._known = remembered.known
         self._plain_inner = encode
         self._outer = decode
         self._inner_kind: Callable[[str], str] = kinds[0] if kinds else _same
@@ -176,9 +181,20 @@ class KeyTransform(Shim):
 
     def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
         """The child's entities, under the keys that were asked for."""
+        if len(keys) == 1:
+            # The most common case, and of keys that are used again: every line here was measured.
+            key = keys[0]
+            known = self._known.get(key)
+            if known is not None:
+                entities = self.child.lookup_now((known,))
+                if entities:
+                    entity = entities[0]
+                    if entity is not None:
+                        entity.key = key
+                return entities
         inner = self._inner
         try:
-            wanted = (inner(keys[0]),) if len(keys) == 1 else [inner(key) for key in keys]
+            wanted = [inner(key) for key in keys]
         except BadKeyError:
             return None
         entities = self.child.lookup_now(wanted)
@@ -470,6 +486,29 @@ class KeyTransform(Shim):
         elif type(name) is str:
             name = self._outer_kind(name)
         return Entity._make(Key._make(*home, ((kind, name), *rest)), entity, entity._unindexed, entity.version)
+
+
+class _Remembered:
+    """The keys inside of those that were used of late: their bytes and hashes, once made, are kept with them."""
+
+    __slots__ = ("_encode", "known")
+
+    def __init__(self, encode: Callable[[Key], Key]) -> None:
+        self._encode = encode
+        self.known: dict[Key, Key] = {}
+
+    def of(self, key: Key) -> Key:
+        """The key inside.
+
+        :raises BadKeyError: if there is none
+        """
+        found = self.known.get(key)
+        if found is None:
+            found = self._encode(key)
+            if len(self.known) >= _REMEMBERED:
+                self.known.clear()  # what is in use is soon there again
+            self.known[key] = found
+        return found
 
 
 class KeyStream(ResultStream):
