@@ -83,7 +83,11 @@ def test_settings_go_to_the_store_and_options_to_the_engine() -> None:
         ),
         ("file:///data?nonsense=1", {}, "unknown option 'nonsense' for file://; known are .*layout"),
         ("memory://somewhere", {}, "takes no path"),
-        ("memory://?cache_mb=1", {}, "unknown option 'cache_mb' for memory://; known are require_indexes, serializer, sort_budget"),
+        (
+            "memory://?cache_mb=1",
+            {},
+            "unknown option 'cache_mb' for memory://; known are require_indexes, serializer, sort_budget",
+        ),
         ("memory://", {"cache_mb": 1}, "unknown option 'cache_mb' for memory://"),
         ("sqlite:///a.db?cash_mb=1", {}, "unknown option 'cash_mb' for sqlite://; known are .*cache_mb"),
         ("sqlite:///a.db?serializer=x", {}, "serializer='x' in the URL: expected msgpack, json, .* got 'x'"),
