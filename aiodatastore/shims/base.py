@@ -19,6 +19,7 @@ from aiodatastore.adapters.base import (
     RunOptions,
 )
 from aiodatastore.entity import Entity
+from aiodatastore.errors import BadArgumentError
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
 from aiodatastore.key import Key
 from aiodatastore.query import Query
@@ -37,11 +38,15 @@ class Shim(Adapter):
 
     In URLs and TOML files a shim is made with the settings that ``url_settings`` names, each with what reads it from
     text (raising ``ValueError``); they are keyword arguments of the constructor.
+
+    :raises BadArgumentError: if ``child`` is no adapter
     """
 
     url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
 
     def __init__(self, child: Adapter) -> None:
+        if not isinstance(child, Adapter):
+            raise BadArgumentError(f"{type(self).__name__}: expected an adapter, got {type(child).__name__}")
         self.child = child
         for name in ("lookup_now", "encode"):  # what is called for each entity
             if getattr(type(self), name) is getattr(Shim, name):
