@@ -87,8 +87,8 @@ class Symlinks(Shim):
 
     The keys of links are those of this shim's child: what is above it (a namespace, say) may have others.
 
-    :raises BadArgumentError: if ``kinds`` are no names of kinds, the child has several counters of versions (put this
-        below a collection, on each of its stores), or has lost ``EXACT_KEYS``
+    :raises BadArgumentError: if ``kinds`` are no names of kinds, the child has several counters of versions (as
+        collections of stores have, which can't hold this shim either), or has lost ``EXACT_KEYS``
     """
 
     url_settings: ClassVar[Mapping[str, Callable[[str], Any]]] = {
@@ -101,7 +101,7 @@ class Symlinks(Shim):
         if Capability.ONE_CLOCK not in child.capabilities:
             raise BadArgumentError(
                 f"Symlinks needs a store whose versions tell the order of commits (ONE_CLOCK), which {child!r} does not"
-                " promise: put it below the collection, on each store"
+                " promise: links are for single stores, not for several as one"
             )
         if Capability.EXACT_KEYS not in child.capabilities:
             raise BadArgumentError(
