@@ -41,6 +41,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^{|}]*")
 _COMPOSED: Final = re.compile(r"\s*[a-z][a-z0-9_]*(\{|:(?!//))", re.DOTALL)
 _BLANK: Final = " \t\r\n"
+_SECOND: Final = re.compile(r"[ \t\r\n][^ \t\r\n]*://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,9 @@ class _Reader:
         start = self.at
         url = _URL.match(self.text, start)
         if url is not None:
+            second = _SECOND.search(url[0])
+            if second is not None:
+                raise self.error("two stores with nothing between them: expected |", start + second.start() + 1)
             self.at = url.end()
             return Leaf(url[0].rstrip(_BLANK), self.where(start))
         name = _NAME.match(self.text, start)

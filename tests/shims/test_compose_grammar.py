@@ -65,6 +65,8 @@ def test_what_is_read(text: str, expected: object) -> None:
         ("a:{memory://", r"character 13: a: expected \| and another, or } at the end"),
         ("a:memory://}", "character 12: expected the end, found '}'; write { | } in URLs as %7B %7C %7D"),
         ("a:memory://|b", "character 12: expected the end"),
+        ("a:{file:///a file:///b}", r"character 14: two stores with nothing between them: expected \|"),
+        ("a:{file:///a b:file:///b}", "character 14: two stores"),
         ("a:{memory://x{1}}", "character 14"),
         ("a:{x=memory:// | memory://}", "character 18: a: expected pattern=URL"),
         ("a:{memory:// | x=memory://}", "either all that it holds have a pattern, or none"),
