@@ -456,6 +456,7 @@ class Query:
     """The queries that :meth:`union` merged; empty for a plain query."""
     _partition_given: bool
     _shape: bytes | None
+    _prepared: Any
 
     def __init__(
         self,
@@ -499,6 +500,7 @@ class Query:
                 "subqueries": (),
                 "_partition_given": given,
                 "_shape": None,
+                "_prepared": None,
             }
         )
         if self.distinct_names and not self.projection:
@@ -512,7 +514,7 @@ class Query:
         new = object.__new__(Query)
         values = new.__dict__  # not through __setattr__, which refuses
         values.update(self.__dict__)
-        values["_shape"] = None
+        values["_shape"] = values["_prepared"] = None
         values.update(changes)
         return new
 

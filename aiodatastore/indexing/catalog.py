@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import msgspec
 
@@ -45,6 +46,12 @@ class CatalogEntry:
         return CompositeIndex(self.info.number, self.info.definition)
 
 
+@lru_cache(maxsize=1024)
+def _shared(indexes: tuple[CompositeIndex, ...]) -> tuple[CompositeIndex, ...]:
+    """The same for equal ones: stores that have the same indexes are told so at a glance."""
+    return indexes
+
+
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """All indexes as of one version of the record; immutable."""
@@ -65,6 +72,8 @@ class Catalog:
                 catalog.maintained[kind] = (*catalog.maintained.get(kind, ()), entry.index)
             if entry.info.state is IndexState.SERVING:
                 catalog.serving[kind] = (*catalog.serving.get(kind, ()), entry.index)
+        for kind, indexes in catalog.serving.items():
+            catalog.serving[kind] = _shared(indexes)
         return catalog
 
     @classmethod

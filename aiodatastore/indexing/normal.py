@@ -15,7 +15,7 @@ those that satisfy the inequalities; a projection has a row for each combination
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,18 @@ from aiodatastore.indexing.rows import IndexedValues, indexed_values
 from aiodatastore.key import Key
 from aiodatastore.query import And, Op, Or, PropertyFilter, Query
 
-__all__ = ["MAX_BRANCHES", "Branch", "NormalQuery", "OrderBy", "Range", "normalize", "types_of"]
+__all__ = [
+    "MAX_BRANCHES",
+    "Branch",
+    "NormalQuery",
+    "OrderBy",
+    "Prepared",
+    "Range",
+    "normalize",
+    "prepare",
+    "query_name",
+    "types_of",
+]
 
 MAX_BRANCHES = 100
 KEY = "__key__"
@@ -390,11 +401,92 @@ def _branches(query: Query) -> Iterator[tuple[Query, list[_Condition]]]:
             yield part, conditions
 
 
+class Prepared:
+    """What is made once of a query that several adapters run: its normal form, and the plans for it.
+
+    ``plans`` are the engines': each with the indexes that it was made with.
+    """
+
+    __slots__ = ("normal", "plans")
+
+    def __init__(self, normal: NormalQuery) -> None:
+        self.normal = normal
+        self.plans: list[tuple[Any, Any]] = []
+
+    def give(self, query: Query) -> None:
+        """Let those who run the query find this; a query that is made from it does not have it.
+
+        To be called with a query of one's own, which differs in limit and offset only from the one this is of.
+        """
+        query.__dict__["_prepared"] = self
+
+
+_MAX_PREPARED = 512
+_prepared: dict[Hashable, Prepared] = {}
+
+
+def prepare(query: Query) -> Prepared:
+    """What is made of a query; what was made of an equal one of late, if its limit and offset alone differ.
+
+    :raises BadFilterError: as :func:`normalize`
+    """
+    name = query_name(query)
+    known = None if name is None else _prepared.get(name)
+    if known is None:
+        known = Prepared(normalize(query))
+        if name is not None:
+            if len(_prepared) >= _MAX_PREPARED:
+                _prepared.clear()
+            _prepared[name] = known
+    return known
+
+
+_NAMED = frozenset((type(None), bool, int, str, bytes, Key))
+"""Values that are equal only where they are the same to an index, given their type: 0.0 and -0.0 are not."""
+
+
+def query_name(query: Query) -> Hashable | None:
+    """What normal forms and plans are remembered by: equal only for queries that have them alike. None: not at all.
+
+    Limit and offset do not count.
+    """
+    if query.subqueries or query.start_cursor is not None or query.end_cursor is not None:
+        return None
+    filters: list[Any] = []
+    for node in query.filters:
+        if type(node) is not PropertyFilter:
+            return None
+        value = node.value
+        kind = type(value)
+        if kind is tuple:
+            if not _NAMED.issuperset(map(type, value)):
+                return None
+            filters += (node.name, node.op, *map(type, value), value)
+        elif kind in _NAMED:
+            filters += (node.name, node.op, kind, value)
+        else:
+            return None
+    return (
+        query.kind,
+        query.project_id,
+        query.namespace,
+        query.ancestor,
+        query.only_keys,
+        query.projection,
+        query.distinct_names,
+        *[(order.name, order.descending) for order in query.orders],
+        *filters,
+    )
+
+
 def normalize(query: Query) -> NormalQuery:
     """Bring a query into normal form. A start or end cursor of the reversed query makes it ``mirrored``.
 
     :raises BadFilterError: if it comes to more than :data:`MAX_BRANCHES` branches
     """
+    prepared: Prepared | None = query._prepared
+    if prepared is not None:
+        return prepared.normal
     expanded = list(_branches(query))
     if len(expanded) > MAX_BRANCHES:
         raise BadArgumentError(f"a query has at most {MAX_BRANCHES} branches, this one has {len(expanded)}")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 
@@ -19,12 +19,11 @@ from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.indexing.direct import DirectSpan, direct_span
 from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
-from aiodatastore.indexing.normal import NormalQuery, normalize
+from aiodatastore.indexing.normal import NormalQuery, Prepared, normalize, query_name
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
 from aiodatastore.indexing.rows import SYSTEM, entity_rows, indexed_values, stored_rows
 from aiodatastore.indexing.suggest import need_index
-from aiodatastore.key import Key
-from aiodatastore.query import PropertyFilter, Query
+from aiodatastore.query import Query
 from aiodatastore.rowstore import Record, RowBatch, RowCommit, RowPut, RowStore
 from aiodatastore.serializers import MsgpackSerializer, Serializer
 
@@ -34,6 +33,8 @@ _log = logging.getLogger("aiodatastore")
 
 CATALOG_MAX_AGE_S = 0.2
 _MAX_PLANS = 512
+_MAX_ALIKE = 8
+"""Plans of one query for stores whose indexes differ."""
 
 
 class Planned(NamedTuple):
@@ -79,19 +80,34 @@ class Engine:
         Plans of the same query are made once: they hold no limit, offset or cursor.
         """
         catalog = self.catalog
+        prepared: Prepared | None = query._prepared
+        if prepared is not None:
+            # The same indexes of another engine are the same objects, see Catalog.of.
+            serving = catalog.serving
+            indexes = [serving.get(branch.kind or "", ()) for branch in prepared.normal.branches]
+            for made_with, planned in prepared.plans:
+                if made_with == indexes:
+                    return planned  # type: ignore[no-any-return]
+            planned = self._planned(prepared.normal)
+            if len(prepared.plans) >= _MAX_ALIKE:
+                prepared.plans.clear()
+            prepared.plans.append((indexes, planned))
+            return planned
         if catalog is not self._planned_with or len(self._plans) > _MAX_PLANS:
             self._plans, self._planned_with = {}, catalog
-        name = _plan_name(query)
+        name = query_name(query)
         known = None if name is None else self._plans.get(name)
         if known is not None:
             return known
-        normal = normalize(query)
-        serving = catalog.serving
-        plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
-        planned = Planned(normal, plans, direct_span(normal, plans))
+        planned = self._planned(normalize(query))
         if name is not None:
             self._plans[name] = planned
         return planned
+
+    def _planned(self, normal: NormalQuery) -> Planned:
+        serving = self.catalog.serving
+        plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
+        return Planned(normal, plans, direct_span(normal, plans))
 
     def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
         """Where a query starts and ends.
@@ -252,38 +268,3 @@ class Engine:
     def entity_rows(self, entity: Entity) -> dict[bytes, int]:
         """All index rows of an entity, composite ones included."""
         return entity_rows(entity, self.catalog.maintained.get(entity.key.kind, ()))
-
-
-_NAMED = frozenset((type(None), bool, int, str, bytes, Key))
-"""Values that are equal only where they are the same to an index, given their type: 0.0 and -0.0 are not."""
-
-
-def _plan_name(query: Query) -> Hashable | None:
-    """What plans are remembered by: equal only for queries that are planned alike. None: not remembered."""
-    if query.subqueries or query.start_cursor is not None or query.end_cursor is not None:
-        return None
-    filters: list[Any] = []
-    for node in query.filters:
-        if type(node) is not PropertyFilter:
-            return None
-        value = node.value
-        kind = type(value)
-        if kind is tuple:
-            if not _NAMED.issuperset(map(type, value)):
-                return None
-            filters += (node.name, node.op, *map(type, value), value)
-        elif kind in _NAMED:
-            filters += (node.name, node.op, kind, value)
-        else:
-            return None
-    return (
-        query.kind,
-        query.project_id,
-        query.namespace,
-        query.ancestor,
-        query.only_keys,
-        query.projection,
-        query.distinct_names,
-        *[(order.name, order.descending) for order in query.orders],
-        *filters,
-    )

@@ -14,7 +14,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.merging import CursorBounds, Distinct, Item, without_distinct
 from aiodatastore.indexing.metadata import METADATA_KINDS
-from aiodatastore.indexing.normal import normalize
+from aiodatastore.indexing.normal import normalize, prepare
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, SpanCheck
@@ -111,7 +111,8 @@ class _MergedStream(ResultStream):
 
     def __init__(self, sources: Sequence[Source], query: Query, options: RunOptions) -> None:
         self._options = options
-        self._normal = normalize(query)
+        prepared = prepare(query)
+        self._normal = prepared.normal
         self._skip = query.skip
         self._left = query.max_results
         bounds = CursorBounds(query, self._normal)
@@ -131,6 +132,8 @@ class _MergedStream(ResultStream):
         if distinct:
             shown = normalize(below)
             self._distinct = Distinct(shown, distinct, CursorBounds(below, shown))
+        if self._distinct is None and below.distinct_names == query.distinct_names:
+            prepared.give(below)
         own = replace(options, positions=True, page_size=_share(options.page_size, wanted, len(sources)))
         self._parts = [_Part(source, source.adapter.run(below, own)) for source in sources]
         self._seen = _Seen()
