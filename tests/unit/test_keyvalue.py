@@ -366,7 +366,7 @@ async def test_queries(monkeypatch: pytest.MonkeyPatch) -> None:
         for query in (kv.query().filter("born", ">", 1), kv.query().order("born")):
             with pytest.raises(BadRequestError, match="only if it has a type"):
                 await query.page(2)
-        monkeypatch.setattr(keyvalue, "MAX_SORTED", 3)
+        monkeypatch.setattr(keyvalue.store, "MAX_SORTED", 3)
         with pytest.raises(BadRequestError, match="name the type of the paths"):
             await kv.query("/people").order("born").fetch()
         with pytest.raises(BadFilterError):
