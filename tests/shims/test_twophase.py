@@ -18,6 +18,7 @@ from aiodatastore.adapters.base import Adapter, ChangeListener, Commit, Delete, 
 from aiodatastore.adapters.registry import adapter_from_url
 from aiodatastore.errors import TransactionFailedError, UnavailableError
 from aiodatastore.rowstore import Capability
+from aiodatastore.shims.failing import Failing
 from aiodatastore.shims.sharded import Sharded, twophase
 from aiodatastore.shims.sharded import adapter as sharded_adapter
 from aiodatastore.shims.sharded.rebalance import rebalance
@@ -285,8 +286,27 @@ async def test_who_waits_for_an_orphan_settles_it(urls: list[str], monkeypatch: 
         assert found["n"] == "new"
 
 
-async def test_a_server_is_killed_before_it_is_told(anyio_backend: str) -> None:
+async def test_a_store_that_was_away_is_told_again_soon() -> None:
+    """Others don't wait until what it prepared counts as left behind."""
+    away = Failing(adapter_from_url("memory://"), 1.0, operations=["resolve"])
+    away.enabled = False
+    async with Datastore(Sharded([adapter_from_url("memory://"), away])) as ds:
+        await ds.put([Entity(key, {"n": "old"}) for key in KEYS])
+        away.enabled = True
+        async with ds.transaction():
+            await ds.put([Entity(key, {"n": "new"}) for key in KEYS])
+        assert away.injected["resolve"]
+        assert len(await away.prepared()) == 1
+        away.enabled = False
+        with anyio.fail_after(twophase.ORPHAN_S / 2):
+            found = await ds.run_in_transaction(lambda: ds.get(KEYS), read_only=True)
+            assert {entity and entity["n"] for entity in found} == {"new"}
+        assert await away.prepared() == []
+
+
+async def test_a_server_is_killed_before_it_is_told(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it prepared is there when it is back, and then is what the home says."""
+    monkeypatch.setattr(twophase, "_FIRST_PAUSE_S", twophase.ORPHAN_S)  # nobody tells it again: the sweep does
     with PostgresServer(synchronous_commit="on") as home, PostgresServer(synchronous_commit="on") as other:
         urls = [f"{server.dsn}?retry_s=0.5" for server in (home, other)]
         async with opened(urls) as (ds, adapter):

@@ -51,6 +51,7 @@ ORPHAN_S = 5.0
 """A commit that was prepared so long ago is settled by whoever sees it."""
 RECORD_S = 86400.0
 """So long a record that says *aborted* is kept: what it stands against is a commit that was sent before it."""
+_FIRST_PAUSE_S = 0.01
 _KIND = "Decision"
 _COMMITTED, _ABORTED = "committed", "aborted"
 
@@ -82,6 +83,7 @@ class Coordinator:
         self._routed = routed
         self._settled: dict[int, list[Key]] = {}
         self._sweeping: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
 
     def watch(self) -> _Watch:
         """Around what may have to wait for a commit that somebody else prepared."""
@@ -100,8 +102,11 @@ class Coordinator:
 
     async def aclose(self) -> None:
         """Let a sweep end, and forget what is settled, if the adapters can be reached."""
-        if self._sweeping is not None:
-            await asyncio.wait([self._sweeping])
+        for telling in self._telling:
+            telling.cancel()
+        tasks = [*self._telling, *([self._sweeping] if self._sweeping is not None else [])]
+        if tasks:
+            await asyncio.wait(tasks)
         await outcomes_of([self.forget])
 
     def _adapter(self, number: int) -> Adapter:
@@ -173,9 +178,26 @@ class Coordinator:
         return self._routed.joined(ordered, list(found.values()))
 
     async def _resolve(self, numbers: Sequence[int], name: str, *, commit: bool) -> bool:
-        """Tell adapters; those that can't be reached now are told by a sweep. Whether all were."""
-        calls = [partial(self._adapter(number).resolve, name, commit=commit) for number in numbers]
-        return not any(isinstance(answer, Exception) for answer in await outcomes_of(calls))
+        """Tell adapters; those that can't be reached are told again soon, or by a sweep. Whether all were told now."""
+        left = await self._tell(numbers, name, commit)
+        if left and sniffio.current_async_library() == "asyncio":
+            telling = asyncio.get_running_loop().create_task(self._tell_again(left, name, commit))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+        return not left
+
+    async def _tell(self, numbers: Sequence[int], name: str, commit: bool) -> list[int]:
+        """Which could not be told."""
+        answers = await outcomes_of([partial(self._adapter(number).resolve, name, commit=commit) for number in numbers])
+        return [number for number, answer in zip(numbers, answers, strict=True) if isinstance(answer, Exception)]
+
+    async def _tell_again(self, numbers: Sequence[int], name: str, commit: bool) -> None:
+        # What is prepared makes others wait, and who knows how it ended need not wait until it counts as left behind.
+        pause_s = _FIRST_PAUSE_S
+        while numbers and pause_s < ORPHAN_S:
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+            numbers = await self._tell(numbers, name, commit)
 
     # ------------------------------------------------------------------------------------ recovery
 
