@@ -205,7 +205,8 @@ def split_url(url: str, options: Mapping[str, Any], *, settings: Mapping[str, Ca
         try:
             values[name] = parse(text)
         except ValueError as exc:
-            raise BadArgumentError(f"{name}={text!r:.100} in the URL: {exc}") from exc
+            given = name if "://" in text else f"{name}={text!r:.100}"  # a URL at the wrong place may have a password
+            raise BadArgumentError(f"{given} in the URL: {exc}") from exc
     for name, value in options.items():
         if name not in parsers:
             raise _unknown(name, url, list(parsers))

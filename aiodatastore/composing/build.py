@@ -153,7 +153,8 @@ def _read(read: Callable[[str], Any], text: str) -> Any:
         return read(text)
     except (BadArgumentError, ValueError) as exc:
         if read in _SHOWN:
-            raise ValueError(f"{exc}, got {text!r:.80}") from None
+            got = "" if "://" in text else f", got {text!r:.80}"  # a URL at the wrong place may have a password
+            raise ValueError(f"{exc}{got}") from None
         told = str(exc)
         if text and text in told:  # it may be a key
             raise ValueError(f"{getattr(read, '__name__', 'the setting')} can't read it") from None

@@ -12,6 +12,9 @@ from aiodatastore.rowstore import Capability
 
 __all__ = ["Description", "Part", "describe"]
 
+_SHOWN = 3
+"""Parts that lack a capability that are named in text; JSON has all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -69,7 +72,8 @@ class Description:
     def __str__(self) -> str:
         lines = [*_drawn(self.tree, "", ""), ""]
         for capability, lost in self.lost.items():
-            lines.append(f"{capability.value:<20} {'no ' if lost else 'yes'}  {', '.join(lost)}".rstrip())
+            parts = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
+            lines.append(f"{capability.value:<20} {'no ' if lost else 'yes'}  {parts}".rstrip())
         return "\n".join(lines)
 
 
