@@ -416,3 +416,15 @@ async def test_a_cursor_outside_the_range_of_a_branch_finds_nothing_there() -> N
             page = await query.page(1, page.cursor)
             found.append(page.entities[0].key.id)
         assert found == expected
+
+
+async def test_an_adapter_is_open_in_one_datastore_at_a_time() -> None:
+    """Else the second would begin a memory store anew, and the first to be closed would close it for both."""
+    adapter = EngineAdapter(MemoryRowStore())
+    async with Datastore(adapter) as ds:
+        await ds.put(Entity(Key("A", 1)))
+        with pytest.raises(BadRequestError, match="open already"):
+            await Datastore(adapter).open()
+        assert await ds.get(Key("A", 1)) is not None
+    async with Datastore(adapter) as ds:
+        assert await ds.get(Key("A", 1)) is None  # it is memory

@@ -101,6 +101,7 @@ class EngineAdapter(Engine, Adapter):
         super().__init__(store, require_indexes=require_indexes, sort_budget=sort_budget, serializer=writes)
         self._serializer_given = writes is not None
         self._builder = IndexBuilder(self)
+        self._is_open = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -119,16 +120,20 @@ class EngineAdapter(Engine, Adapter):
         """Open the store and check the version of the format.
 
         :raises FormatVersionError: if it was written in another one, or with a serializer that can't be read here
+        :raises BadRequestError: if it is open already: two datastores would close it for each other
         """
+        if self._is_open:
+            raise BadRequestError(f"{self.url}: this adapter is open already; make one for each datastore")
         self.forget_catalog()
         await self.store.open()
+        self._is_open = True
         try:
             now = monotonic()
             records, _ = await self.store.read([FORMAT_KEY, CATALOG_KEY])
             await self._take_header(records[0])
             self.take_catalog(records[1], now)
         except BaseException:
-            await self.store.aclose()
+            await self.aclose()
             raise
 
     async def _take_header(self, record: Record | None) -> None:
@@ -157,6 +162,7 @@ class EngineAdapter(Engine, Adapter):
 
     async def aclose(self) -> None:
         """Close the store."""
+        self._is_open = False
         await self.store.aclose()
 
     # ---------------------------------------------------------------------------------------- reads
