@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
     from aiodatastore.indexing.explain import Explanation
     from aiodatastore.query import Query
+    from aiodatastore.serializers import Serializer
 
 __all__ = [
     "Adapter",
@@ -40,6 +41,7 @@ __all__ = [
     "ReadPolicy",
     "ResultStream",
     "RunOptions",
+    "Unread",
 ]
 
 
@@ -202,12 +204,28 @@ class Page:
     clock: object = None
 
 
+class Unread(NamedTuple):
+    """An entity as it is stored: what a stream may give after :meth:`ResultStream.defer`."""
+
+    serializer: Serializer
+    key: bytes
+    version: int
+    payload: bytes
+
+
 class ResultStream(ABC):
     """A running query. Holds one page (or a bounded sort) in memory; needs no closing."""
 
     @abstractmethod
     async def next_page(self) -> Page:
         """The next page; empty with ``more`` false at the end."""
+
+    def defer(self) -> bool:
+        """Let entities be :class:`Unread`, for who may not need all of them; whether any will be.
+
+        To be called before the first page.
+        """
+        return False
 
     @abstractmethod
     def explain(self) -> Explanation:

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aiodatastore.indexing.encoding import decode_key, invert
+from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
-from aiodatastore.key import Key
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space
 
 __all__ = ["DirectSpan", "direct_span"]
@@ -35,13 +34,20 @@ class DirectSpan:
     once: bool
     key_descending: bool
 
-    def keys(self, rows: Sequence[Row]) -> list[Key] | None:
-        """The keys of rows; None if one of them has to be looked at."""
+    def keys(self, rows: Sequence[Row]) -> list[bytes] | None:
+        """The encoded keys of rows; None if one of them has to be looked at."""
         doubtful = TAIL_MULTI if self.once else 0
         for _, tail, _, payload in rows:
             if tail & doubtful or (payload is None and not self.keys_only):
                 return None
-        return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
+        return [row[-(tail & TAIL_KEY_MASK) :] for row, tail, _, _ in rows]
+
+    def positions(self, rows: Sequence[Row]) -> list[bytes]:
+        """Where the results of rows stand."""
+        if self.backward or self.key_descending:
+            return [self.position(row, tail) for row, tail, _, _ in rows]
+        cut = self.cut
+        return [row[cut:] + b"\x00" for row, _, _, _ in rows]
 
     def position(self, row: bytes, tail: int) -> bytes:
         """Where the result of a row stands."""

@@ -9,8 +9,9 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions
+from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions, Unread
 from aiodatastore.entity import Entity
+from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.merging import CursorBounds, Distinct, Item, without_distinct
 from aiodatastore.indexing.metadata import METADATA_KINDS
@@ -18,6 +19,7 @@ from aiodatastore.indexing.normal import normalize, prepare
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, SpanCheck
+from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 from aiodatastore.shims.sharded.together import all_of
 
 __all__ = ["Source", "merged_stream"]
@@ -136,6 +138,10 @@ class _MergedStream(ResultStream):
             prepared.give(below)
         own = replace(options, positions=True, page_size=_share(options.page_size, wanted, len(sources)))
         self._parts = [_Part(source, source.adapter.run(below, own)) for source in sources]
+        # A share and some more is asked for, half of which is not needed as a rule.
+        self._defers = False
+        if self._distinct is None and not query.only_keys and all(source.owns is None for source in sources):
+            self._defers = any([part.stream.defer() for part in self._parts])
         self._seen = _Seen()
         self._inline = all(Capability.INLINE_READS in source.adapter.capabilities for source in sources)
         self._root = Step("merge", f"of {len(sources)}")
@@ -158,6 +164,12 @@ class _MergedStream(ResultStream):
             start = self._next
             self._next += size - len(results) + self._skip
             taken = self._ready[start : self._next]
+            if self._defers:
+                try:
+                    taken = self._read_deferred(taken)
+                except BaseException:
+                    self._next = start  # the next call tells again
+                    raise
             ended = self._next >= len(self._ready) and not any(part.more for part in self._parts)
             if self._distinct is not None:
                 taken = list(self._distinct.of(taken, not ended))
@@ -180,6 +192,15 @@ class _MergedStream(ResultStream):
         skipped, self._skipped = self._skipped, 0
         positions = places if self._options.positions else None
         return self._seen.give(Page(results, self._end, not self._done, 0, positions, skipped))
+
+    def _read_deferred(self, items: list[Item]) -> list[Item]:
+        """The same items, with those results read that are given; the others stay as they are."""
+        skip = self._skip
+        stop = None if self._left is None else skip + self._left
+        positions = [position for position, _ in items]
+        results = [result for _, result in items]
+        results[skip:stop] = _read_all(results[skip:stop])
+        return list(zip(positions, results, strict=True))
 
     @property
     def _has_all(self) -> bool:
@@ -209,6 +230,18 @@ class _MergedStream(ResultStream):
 
     def explain(self) -> Explanation:
         return _explained(self._root, [(part.source, part.stream) for part in self._parts])
+
+
+def _read_all(results: Sequence[Any]) -> list[Any]:
+    """Results, read if they are not."""
+    if all(type(result) is Unread and type(result.serializer) is MsgpackSerializer for result in results):
+        usual = MsgpackSerializer()  # one is as good as another
+        return load_all(usual, [(decode_key(key), payload, version) for _, key, version, payload in results])
+    return [_read(result) if type(result) is Unread else result for result in results]
+
+
+def _read(unread: Unread) -> Entity:
+    return unread.serializer.loads(decode_key(unread.key), unread.payload, unread.version)
 
 
 def _key_of(result: Any) -> Key:
