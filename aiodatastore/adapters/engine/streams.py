@@ -54,8 +54,9 @@ class EngineStream(ResultStream):
             self._start()
 
     def defer(self) -> bool:
-        """The first page gives its entities as they were scanned, where the plan is one span."""
-        self._defers = self._direct is not None and not self._direct.keys_only
+        """Whole entities are given as they were scanned."""
+        query = self._query
+        self._defers = not (self._metadata or query.only_keys or query.projection)
         return self._defers
 
     def _start(self) -> QueryRun:
@@ -121,6 +122,10 @@ class EngineStream(ResultStream):
         items, skipped = await run.next_items()
         self._done = run.finished
         positions = [item[0] for item in items] if self._options.positions else []
+        if self._defers:
+            serializer = self._engine.serializer
+            unread = [_unread((serializer, key, version, payload or b"")) for _, key, _, version, payload in items]
+            return self._page(unread, positions, skipped)
         return self._page(run.results(items), positions, skipped)
 
     async def _read_directly(self, direct: DirectSpan) -> Page | None:
