@@ -24,7 +24,7 @@ class Slow:
         self.sizes: list[list[int]] = []
         self.under_way = 0
 
-    def prepare(self, commit: Commit) -> None:
+    def encode(self, commit: Commit) -> None:
         return
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
