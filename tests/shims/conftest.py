@@ -5,6 +5,9 @@ The profiles are not loaded, for tests elsewhere have others: :class:`tests.shim
 
 from __future__ import annotations
 
+import os
+from typing import TypeGuard
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -20,6 +23,20 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the suite under trio to the shims for which it can make a difference: it takes minutes."""
+    if os.environ.get("HYPOTHESIS_PROFILE") == "long":
+        return
+    left_out = [item for item in items if _under_trio(item) and not getattr(item.cls, "both_loops", True)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _under_trio(item: pytest.Item) -> TypeGuard[pytest.Function]:
+    return isinstance(item, pytest.Function) and "memory-trio" in item.name
 
 
 @pytest.fixture(autouse=True)

@@ -57,11 +57,15 @@ def adapter_of(place: Place, **options: Any) -> Adapter:
 class ShimSuite(AdapterSuite):
     """The suite on what ``wrap`` makes of the adapters of ``stores`` empty stores.
 
+    ``both_loops``: run it under trio, too; for those that wait, lock or start tasks themselves. The others' own tests
+    run under both, and so does the whole suite with ``HYPOTHESIS_PROFILE=long``.
+
     ``stores_rows``: entities and index rows are stored as if there were no shim, so the side door sees what the suite
     expects.
     """
 
     hypothesis_profile: ClassVar[str | None] = PROFILE
+    both_loops: ClassVar[bool] = False
     wrap: ClassVar[Callable[..., Adapter]]
     stores: ClassVar[int] = 1
     stores_rows: ClassVar[bool] = False

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestCached(ShimSuite):
+    both_loops = True
     stores_rows = True
     wrap = staticmethod(lambda adapter: Cached(adapter, staleness_s=0.05))
 

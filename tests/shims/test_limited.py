@@ -23,6 +23,7 @@ ADA = Key("Person", "ada")
 
 
 class TestSuite(ShimSuite):
+    both_loops = True
     stores_rows = True
     wrap = staticmethod(
         lambda adapter: Limited(adapter, rate=1e6, concurrency=2, max_batch=10**6, max_entity_bytes=10**8)

@@ -45,6 +45,7 @@ PLACED = [0, 0, 2, 1, 2, 1, 0, 0, 2, 2, 0, 0]
 
 
 class TestThreeShards(ShimSuite):
+    both_loops = True
     stores = 3
     wrap = staticmethod(lambda *shards: Sharded(shards))
 

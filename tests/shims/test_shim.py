@@ -13,6 +13,7 @@ from tests.shims.stacks import ShimSuite
 
 
 class TestShim(ShimSuite):
+    both_loops = True
     wrap = staticmethod(Shim)
     stores_rows = True
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestTiered(ShimSuite):
+    both_loops = True
     stores = 2
     wrap = staticmethod(lambda *tiers: Tiered(tiers))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -101,7 +102,7 @@ class EngineAdapter(Engine, Adapter):
         super().__init__(store, require_indexes=require_indexes, sort_budget=sort_budget, serializer=writes)
         self._serializer_given = writes is not None
         self._builder = IndexBuilder(self)
-        self._is_open = False
+        self._open_in = 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -122,11 +123,11 @@ class EngineAdapter(Engine, Adapter):
         :raises FormatVersionError: if it was written in another one, or with a serializer that can't be read here
         :raises BadRequestError: if it is open already: two datastores would close it for each other
         """
-        if self._is_open:
+        if self._open_in == os.getpid():  # what was open before a fork is the parent's
             raise BadRequestError(f"{self.url}: this adapter is open already; make one for each datastore")
         self.forget_catalog()
         await self.store.open()
-        self._is_open = True
+        self._open_in = os.getpid()
         try:
             now = monotonic()
             records, _ = await self.store.read([FORMAT_KEY, CATALOG_KEY])
@@ -162,7 +163,7 @@ class EngineAdapter(Engine, Adapter):
 
     async def aclose(self) -> None:
         """Close the store."""
-        self._is_open = False
+        self._open_in = 0
         await self.store.aclose()
 
     # ---------------------------------------------------------------------------------------- reads
