@@ -45,8 +45,8 @@ from aiodatastore.shims.base import DEFAULT, Shim
 
 __all__ = ["KeyTransform"]
 
-_REMEMBERED: Final = 4096
-"""Keys that a shim remembers: about a megabyte."""
+_REMEMBERED: Final = 32768
+"""Keys that a shim remembers: some ten megabytes."""
 
 Partition = tuple[str, str]
 """Project and namespace."""
