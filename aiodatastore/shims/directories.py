@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Final
-
-import anyio
 
 from aiodatastore.adapters.base import (
     Adapter,
@@ -26,7 +24,7 @@ from aiodatastore.adapters.base import (
 )
 from aiodatastore.adapters.registry import parse_int
 from aiodatastore.entity import Entity
-from aiodatastore.errors import BadArgumentError, DatastoreError, StoreBusyError, UnsupportedError
+from aiodatastore.errors import BadArgumentError, StoreBusyError, UnsupportedError
 from aiodatastore.indexing.explain import Explanation
 from aiodatastore.indexing.merging import CursorBounds, Sums
 from aiodatastore.indexing.metadata import METADATA_KINDS
@@ -35,6 +33,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import EXISTS, Capability
 from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.extending import ATTEMPTS, Extended, Send, commit_extended, pause
 from aiodatastore.shims.key_transform import MetadataStream
 
 __all__ = ["Directories"]
@@ -43,11 +42,6 @@ _KIND: Final = "__directory__"
 """Of the entities that list children; applications can't put one of this kind."""
 _CHILDREN: Final = "children"
 _MAX_BUCKETS: Final = 1024
-_ATTEMPTS: Final = 1000
-_NO_PAUSE: Final = 3
-"""Attempts without a pause between them."""
-
-Send = Callable[[Sequence[Commit]], Awaitable[list[Outcome]]]
 
 
 class Directories(Shim):
@@ -131,8 +125,8 @@ class Directories(Shim):
 
     async def _list(self, keys: Sequence[Key]) -> None:
         """List those of some keys that have entities."""
-        for attempt in range(_ATTEMPTS):
-            await _pause(attempt)
+        for attempt in range(ATTEMPTS):
+            await pause(attempt)
             known = await self._read(keys)
             there = [key for key in keys if known[key] is not None]
             listing = _Listing(self, known)
@@ -190,59 +184,12 @@ class Directories(Shim):
         return None if outcome is None else _without_lists(outcome)
 
     async def _send(self, batch: Sequence[Commit], send: Send) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = {}
-        pending = list(range(len(batch)))
-        error: DatastoreError = StoreBusyError(_BUSY)
-        for attempt in range(_ATTEMPTS):
-            touched = dict.fromkeys(key for place in pending for key in _touched(batch[place]))
-            if not touched and not attempt:
-                return await send(batch)
-            await _pause(attempt)
-            try:
-                pending = await self._send_once(batch, pending, list(touched), outcomes, send)
-            except DatastoreError as exc:
-                if not outcomes:
-                    raise
-                error = exc  # some are committed, which must not be hidden
-                break
-            if not pending:
-                break
-        return [outcomes.get(place) or Outcome(None, error=error) for place in range(len(batch))]
+        return await commit_extended(
+            batch, touched=_touched, read=self._read, extend=self._extended, send=send, busy=_BUSY
+        )
 
-    async def _send_once(
-        self,
-        batch: Sequence[Commit],
-        pending: Sequence[int],
-        touched: Sequence[Key],
-        outcomes: dict[int, Outcome],
-        send: Send,
-    ) -> list[int]:
-        """Try those that are pending; which of them must be tried again, for others have changed the same lists."""
-        known = await self._read(touched)
-        sent: dict[int, Commit] = {}
-        for place in pending:
-            try:
-                conflicts, commit = self._extended(batch[place], known)
-            except UnsupportedError as exc:
-                outcomes[place] = Outcome(None, error=exc)
-                continue
-            if conflicts:
-                outcomes[place] = Outcome(None, conflicts)
-            else:
-                sent[place] = commit
-        if not sent:
-            return []
-        again: list[int] = []
-        for place, outcome in zip(sent, await send(list(sent.values())), strict=True):
-            settled = _settled(batch[place], outcome)
-            if settled is None:
-                again.append(place)
-            else:
-                outcomes[place] = settled
-        return again
-
-    def _extended(self, commit: Commit, known: Mapping[Key, Entity | None]) -> tuple[dict[Key, int], Commit]:
-        """A commit with the lists that it changes; and what it conflicts with already."""
+    def _extended(self, commit: Commit, known: Mapping[Key, Entity | None]) -> Extended | Outcome:
+        """A commit with the lists that it changes; or what it conflicts with already."""
         listing = _Listing(self, known)
         conflicts: dict[Key, int] = {}
         checks = dict(commit.checks)
@@ -251,10 +198,11 @@ class Directories(Shim):
             if len(key._pairs) < 2:
                 continue
             if isinstance(write, Put) and write.ttl_s is not None:
-                raise UnsupportedError(
+                error = UnsupportedError(
                     f"{key!r}: what has a parent can't expire in Directories, which would list it for ever",
                     capability=Capability.TTL,
                 )
+                return Outcome(None, error=error)
             entity = known[key]
             version = 0 if entity is None else entity.version
             wanted = checks.get(key, version)
@@ -265,10 +213,13 @@ class Directories(Shim):
                 listing.add(key)
             else:
                 listing.remove(key)
+        if conflicts:
+            return Outcome(None, conflicts)
         writes = [*commit.writes, *listing.puts()]
-        return conflicts, Commit(
+        longer = Commit(
             {**checks, **listing.checks}, commit.spans, writes, commit.token, commit.atomic, commit.after_prepared
         )
+        return Extended(longer, partial(_settled, commit))
 
     # --------------------------------------------------------------------------------------- queries
 
@@ -465,8 +416,3 @@ def _name(key: Key) -> Key:
 def _check_key(key: object) -> None:
     if not isinstance(key, Key) or not key.is_complete:
         raise BadArgumentError(f"expected a complete key, got {key!r:.200}")
-
-
-async def _pause(attempt: int) -> None:
-    if attempt > _NO_PAUSE:
-        await anyio.sleep(random.uniform(0, min(0.05, 0.001 * 2 ** min(attempt, 10))))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
-
-import anyio
 
 from aiodatastore.adapters.base import (
     MIXED,
@@ -29,7 +26,6 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import (
     BadArgumentError,
     BadRequestError,
-    DatastoreError,
     EntityExistsError,
     StoreBusyError,
     UnsupportedError,
@@ -39,6 +35,7 @@ from aiodatastore.key import Key, check_kind
 from aiodatastore.query import Query
 from aiodatastore.rowstore import EXISTS, Capability
 from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.extending import ATTEMPTS, Extended, commit_extended, pause
 
 __all__ = ["Symlinks"]
 
@@ -46,9 +43,6 @@ MAX_LINKS: Final = 32
 """How many links may follow one another."""
 _TARGET: Final = "__symlink__"
 """The only property of a link; applications can't put one of this name."""
-_ATTEMPTS: Final = 1000
-_NEVER_MIND: Final = 3
-"""Attempts without a pause between them."""
 
 
 class Symlinks(Shim):
@@ -139,8 +133,8 @@ class Symlinks(Shim):
                 raise BadArgumentError(f"{what}: expected a complete key, got {key!r:.200}")
         if not self._may_link(source):
             raise BadArgumentError(f"{source!r} can't be a link: kinds are {sorted(self.kinds or ())}")
-        for attempt in range(_ATTEMPTS):
-            await _pause(attempt)
+        for attempt in range(ATTEMPTS):
+            await pause(attempt)
             seen = await _Seen.read(self.child, [source, target], ReadPolicy.CURRENT)
             there = seen.entities[source]
             if there is not None and _TARGET not in there:
@@ -232,47 +226,14 @@ class Symlinks(Shim):
 
         :raises StoreBusyError: if others changed the same keys a thousand times in between
         """
-        outcomes: dict[int, Outcome] = {}
-        pending = list(range(len(batch)))
-        error: DatastoreError = StoreBusyError("others change the same keys all the time; nothing was written")
-        for attempt in range(_ATTEMPTS):
-            touched = dict.fromkeys(key for place in pending for key in self._touched(batch[place]))
-            if not touched and not attempt:
-                return await self.child.commit(batch)
-            await _pause(attempt)
-            try:
-                pending = await self._commit_once(batch, pending, list(touched), outcomes)
-            except DatastoreError as exc:
-                if not outcomes:
-                    raise
-                error = exc  # some are committed, which must not be hidden
-                break
-            if not pending:
-                break
-        return [outcomes.get(place) or Outcome(None, error=error) for place in range(len(batch))]
-
-    async def _commit_once(
-        self, batch: Sequence[Commit], pending: Sequence[int], touched: list[Key], outcomes: dict[int, Outcome]
-    ) -> list[int]:
-        """Try those that are pending; which of them must be tried again, for links or entities have changed."""
-        seen = await _Seen.read(self.child, touched, ReadPolicy.CURRENT)
-        sent: dict[int, _Followed] = {}
-        for place in pending:
-            followed = _Followed(batch[place], seen)
-            if followed.conflicts:
-                outcomes[place] = Outcome(None, followed.conflicts)
-            else:
-                sent[place] = followed
-        if not sent:
-            return []
-        again: list[int] = []
-        found = await self.child.commit([followed.commit for followed in sent.values()])
-        for (place, followed), outcome in zip(sent.items(), found, strict=True):
-            if outcome.committed or outcome.error is not None or outcome.stale_spans:
-                outcomes[place] = followed.outer(outcome)
-            else:
-                again.append(place)
-        return again
+        return await commit_extended(
+            batch,
+            touched=self._touched,
+            read=lambda keys: _Seen.read(self.child, keys, ReadPolicy.CURRENT),
+            extend=_extended,
+            send=self.child.commit,
+            busy="others change the same keys all the time; nothing was written",
+        )
 
     async def prepare(self, commit: Commit, name: str) -> Outcome:
         """Not supported.
@@ -460,6 +421,15 @@ def _is_collection(given: object) -> bool:
     return isinstance(given, Iterable) and not isinstance(given, str | bytes)
 
 
-async def _pause(attempt: int) -> None:
-    if attempt > _NEVER_MIND:
-        await anyio.sleep(random.uniform(0, min(0.05, 0.001 * 2 ** min(attempt, 10))))
+def _extended(commit: Commit, seen: _Seen) -> Extended | Outcome:
+    followed = _Followed(commit, seen)
+    if followed.conflicts:
+        return Outcome(None, followed.conflicts)
+
+    def settled(outcome: Outcome) -> Outcome | None:
+        """None if links or entities have changed meanwhile."""
+        if outcome.committed or outcome.error is not None or outcome.stale_spans:
+            return followed.outer(outcome)
+        return None
+
+    return Extended(followed.commit, settled)
