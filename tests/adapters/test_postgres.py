@@ -915,15 +915,29 @@ async def test_a_standby_serves_reads_and_takes_over() -> None:
     with primary, primary.standby() as standby:
         ports = urlsplit(primary.dsn).port, urlsplit(standby.dsn).port
         both = "postgresql://postgres@" + ",".join(f"127.0.0.1:{port}" for port in ports) + "/postgres"
+        behind = await asyncpg.connect(standby.dsn)
+        await behind.execute("SELECT pg_wal_replay_pause()")
         async with opened(both, replica=standby.dsn, retry_s=30) as store:
             await commit(store, puts((b"a", b"x")))
             replica = store.replica()
-            assert replica is not None
+            assert isinstance(replica, PostgresRowStore)
+            # The tables have not come to the standby yet: the primary answers for it.
+            assert await behind.fetchval("SELECT to_regclass('aiodatastore.meta')") is None
+            assert (await replica.read([b"a"])).records == [(1, b"x")]
+            await behind.execute("SELECT pg_wal_replay_resume()")
+            async with asyncio.timeout(20):
+                for _ in range(1000):
+                    if await behind.fetchval("SELECT to_regclass('aiodatastore.meta')"):
+                        break
+                    await asyncio.sleep(0.02)
+            await behind.close()
+            replica._primary_until = 0.0
             async with asyncio.timeout(20):
                 for _ in range(1000):
                     if (await replica.read([b"a"])).records != [None]:
                         break
                     await asyncio.sleep(0.02)
+            assert not replica._primary_until  # it was the standby that answered
             # A standby alone takes no writes, and says so to whoever insists.
             with pytest.raises(UnavailableError):
                 await PostgresRowStore(standby.dsn, retry_s=0.1).open()

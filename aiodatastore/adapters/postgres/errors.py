@@ -16,7 +16,7 @@ from aiodatastore.errors import (
     UnavailableError,
 )
 
-__all__ = ["is_lost", "is_passing", "is_standby", "translate"]
+__all__ = ["is_lost", "is_missing", "is_passing", "is_standby", "translate"]
 
 _LOST = (
     OSError,  # refused, reset, unreachable; asyncio's time-outs are OSErrors too
@@ -54,6 +54,11 @@ def is_lost(exc: BaseException) -> bool:
     return isinstance(exc, _LOST) and not isinstance(exc, asyncpg.ClientConfigurationError | ValueError)
 
 
+def is_missing(exc: BaseException) -> bool:
+    """Whether the schema, or a part of it, is not there; on a standby: not yet."""
+    return isinstance(exc, _GONE)
+
+
 def is_passing(exc: BaseException) -> bool:
     """Whether the server undid the work for reasons that pass."""
     return isinstance(exc, _PASSING)
@@ -70,7 +75,7 @@ def translate(exc: BaseException, url: str) -> DatastoreError:
         return StoreReadOnlyError(f"{url}: the role may not do this ({exc})")
     if isinstance(exc, asyncpg.DiskFullError | asyncpg.OutOfMemoryError):
         return StoreFullError(f"{url}: the server has no space left ({exc})")
-    if isinstance(exc, _GONE):
+    if is_missing(exc):
         return CorruptDataError(f"{url}: the schema is not what this package made ({exc})")
     if isinstance(exc, asyncpg.DataCorruptedError | asyncpg.IndexCorruptedError):
         return CorruptDataError(f"{url}: the server reports damaged data ({exc})")

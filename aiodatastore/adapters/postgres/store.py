@@ -65,7 +65,7 @@ _VERSION: Final = struct.Struct(">q")
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 1.0
 _REPLICA_REST_S: Final = 5.0
-"""For so long a replica that could not be reached is left alone, and the primary answers."""
+"""For so long a replica that could not be reached, or lacks the tables yet, is left alone, and the primary answers."""
 _LONG_NOTED: Final = -2
 _SESSION_ATTRS: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 
@@ -652,6 +652,8 @@ class PostgresRowStore(RowStore):
                 raise failure
             if self._is_closed() and not writes:  # meanwhile
                 raise self._refuse() from failure
+            if self._primary is not None and errors.is_missing(failure):  # it was made, and is still on its way here
+                return await self._ask_primary(work, watched)
             if not lost and not errors.is_passing(failure):
                 refused = errors.translate(failure, self.url)
                 if isinstance(refused, UnavailableError):
@@ -662,12 +664,17 @@ class PostgresRowStore(RowStore):
             left = give_up - now
             if left <= 0:
                 if self._primary is not None:
-                    self._primary_until = now + _REPLICA_REST_S
-                    return await self._primary._run(work, watched=watched)
+                    return await self._ask_primary(work, watched)
                 raise self._unreachable(failure, writes, unknown) from failure
             if pause:
                 await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(_LONGEST_PAUSE_S, pause * 2 or _FIRST_PAUSE_S)
+
+    async def _ask_primary(self, work: Work[T], watched: bool) -> T:
+        """For this replica, which is left alone for a while."""
+        assert self._primary is not None
+        self._primary_until = time.monotonic() + _REPLICA_REST_S
+        return await self._primary._run(work, watched=watched)
 
     def _unreachable(self, failure: Exception, writes: bool, unknown: bool) -> UnavailableError:
         reason = str(failure) or type(failure).__name__
