@@ -6,9 +6,10 @@ the baton goes from task to task, and no background task is needed. One round tr
 one round trip and one ``fsync`` every commit, that was awaited while the last was under way.
 
 That may leave the store and the tasks waiting for each other: all tasks are answered at once, work, and ask at once.
-So a batch may take half of them, and go before the tasks of the last one run: the store works for one half while the
-event loop works for the other. Where a round trip costs the same whatever is in it, that is slower: which of the two
-ways answers more calls is tried now and then (:class:`_Halving`).
+So a batch may take half of them, and is on its way before the tasks of the last one run: the store works for one half
+while the event loop works for the other. Where a round trip costs the same whatever is in it, that is slower: which of
+the two ways answers more calls is tried now and then (:class:`_Halving`). After a batch of several its tasks are likely
+to ask again, all at once: then the first of them waits for the others, one turn of the event loop.
 
 What happens between two awaits:
 
@@ -35,7 +36,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
-import anyio.lowlevel
+from anyio.lowlevel import checkpoint
 
 from aiodatastore.adapters.base import Adapter, Commit, Delete, Lookup, Outcome, ReadPolicy
 from aiodatastore.errors import DatastoreError, DeadlineExceededError, UnavailableError
@@ -81,6 +82,8 @@ class NotSentError(DeadlineExceededError):
 
 _TWO_HALVES = 16
 """Calls from which on a batch may leave half of them to the next."""
+_LITTLE_MORE = 1.25
+"""Up to so many times half of them go together."""
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -122,21 +125,28 @@ class _Call(Generic[Request, Answer]):
 
 
 class _Halving:
-    """Whether batches take half of the calls: whichever answered more of them of late, with a look at the other."""
+    """Whether batches take half of the calls, which is tried: a period of the other way between two of the usual one.
 
-    __slots__ = ("_calls", "_ended", "_looks", "_rates", "_since", "halves")
+    Halves are better where what a round trip costs whatever is in it is less than what all the tasks do between two
+    calls. Compared is with the periods right before and after, as machines are not equally fast all the time.
+    """
+
+    __slots__ = ("_before", "_calls", "_ended", "_gain", "_left", "_other", "_since", "_usual", "halves")
 
     PERIOD = 400
     """Calls after which the rate is taken."""
     LOOK = 16
     """Periods after which the other way is tried."""
+    FAVOUR = 1.05
+    """How many times as many calls all at once has to answer: where the two are alike, halves are what stays so."""
     PAUSE_S = 0.02
     """A longer time without a batch is no part of a period."""
 
     def __init__(self) -> None:
-        self.halves = True
-        self._rates = {True: 0.0, False: 0.0}
-        self._looks = 0
+        self.halves = self._usual = True
+        self._gain = 0.0  # logarithm of how many times as many calls halves answered
+        self._before = self._other = 0.0  # rates; 0: not known
+        self._left = 2  # periods until the other way is tried
         self._calls = -1
         self._since = self._ended = 0.0
 
@@ -149,16 +159,24 @@ class _Halving:
         else:
             self._calls += size
         self._ended = answered
-        if self._calls < self.PERIOD:
-            return
-        rates, halves = self._rates, self.halves
-        rate = self._calls / (answered - self._since)
-        rates[halves] = (rates[halves] + rate) / 2 if rates[halves] else rate
-        self._looks += 1
-        best = rates[True] > rates[False]
-        self.halves = not best if self._looks % self.LOOK == 0 or not rates[not best] else best
-        self._calls = 0 if self.halves == halves else -1
-        self._since = answered
+        if self._calls >= self.PERIOD:
+            self._end_period(self._calls / max(answered - self._since, 1e-9))
+            self._calls, self._since = 0, answered
+
+    def _end_period(self, rate: float) -> None:
+        if self.halves is not self._usual:
+            self._other, self.halves = rate, self._usual
+        elif self._other:
+            gain = math.log(self._other / math.sqrt(self._before * rate))
+            self._gain = (self._gain + (-gain if self._usual else gain)) / 2
+            self._other = 0.0
+            self._left = self.LOOK
+            self.halves = self._usual = self._gain > -math.log(self.FAVOUR)
+        else:
+            self._before = rate
+            self._left -= 1
+            if self._left <= 0:
+                self.halves = not self._usual
 
 
 class Batcher(Generic[Request, Answer]):
@@ -168,6 +186,9 @@ class Batcher(Generic[Request, Answer]):
     each. It may be cancelled and called again with the same requests: it must not change anything.
     """
 
+    _starts_late = False
+    """Whether ``send`` only begins what another task does, which calls :meth:`_tell_answered` when it has begun."""
+
     def __init__(self, send: Callable[[list[Request]], Awaitable[Sequence[Answer]]], *, max_weight: int) -> None:
         self._send = send
         self._max_weight = max_weight
@@ -175,23 +196,33 @@ class Batcher(Generic[Request, Answer]):
         self._busy = False
         self._beside = False
         self._idle: anyio.Event | None = None
+        self.others: Sequence[Batcher[Any, Any]] = ()
+        self._under_way = 0  # calls of the batch that is
         self._last = 0  # calls of the last batch, which may soon come again
+        self._answered: list[tuple[_Call[Request, Answer], Answer]] = []  # told when the next batch is on its way
         self._halving = _Halving()
         self._make_waiter: Callable[[], Waiter] = self._first_waiter
 
     async def call(self, request: Request, weight: int = 1) -> Answer:
         """The answer to a request; sent at once if nothing is under way, else with the next batch."""
+        gathers = False
         if not self._busy:
             self._busy = True
-            try:
-                return (await self._send([request]))[0]
-            finally:
-                self._last = 1
-                self._pass_on()
+            gathers = self._last > 1
+            if not gathers:
+                try:
+                    return (await self._send([request]))[0]
+                finally:
+                    self._last = 1
+                    self._pass_on()
         call: _Call[Request, Answer] = _Call(request, weight, self._make_waiter())
         self._queue.append(call)
         try:
-            await call.wake.wait()
+            if gathers:
+                call.state = _State.LEADS
+                await checkpoint()
+            else:
+                await call.wake.wait()
         except BaseException:
             self._withdraw(call)
             raise
@@ -218,7 +249,15 @@ class Batcher(Generic[Request, Answer]):
             first.wake.set()
             return
         self._busy = False
+        self._tell_answered()
         self._tell_idle()
+
+    def _tell_answered(self) -> None:
+        """Wake the calls of the last batch."""
+        answered, self._answered = self._answered, []
+        for call, answer in answered:
+            if call.state is _State.SENT:
+                call.settle(answer)
 
     def _tell_idle(self) -> None:
         if self._idle is not None:
@@ -238,7 +277,11 @@ class Batcher(Generic[Request, Answer]):
         most = len(queue)
         everybody = most + self._last
         if everybody >= _TWO_HALVES and self._halving.halves:
-            most = (everybody + 1) // 2
+            for line in self.others:  # tasks that are there are not to come here at the same time
+                everybody += len(line._queue) + line._under_way
+            half = (everybody + 1) // 2
+            if most > half * _LITTLE_MORE:  # a few left behind would cost a round trip of their own
+                most = half
         batch = [queue.popleft()]
         weight = batch[0].weight
         while queue and weight + queue[0].weight <= self._max_weight and len(batch) < most:
@@ -251,6 +294,7 @@ class Batcher(Generic[Request, Answer]):
     async def _lead(self) -> None:
         """Send a batch and settle its calls, with errors too."""
         batch = self._take_batch()
+        self._under_way = len(batch)
         has_baton = True
         started = time.perf_counter()
         try:
@@ -263,19 +307,23 @@ class Batcher(Generic[Request, Answer]):
                     await self._send_one_by_one(batch)
                 return
             answered = time.perf_counter()
+            self._under_way = 0
             self._last = len(batch)
+            self._tell_answered()
+            self._answered = list(zip(batch, answers, strict=True))
             if self._halving.halves:
+                batch[0].wake = self._make_waiter()  # its own was set by the baton
                 has_baton = False
                 self._pass_on()  # the next batch goes before these tasks run
-            for call, answer in zip(batch, answers, strict=True):
-                if call.state is _State.SENT:
-                    call.settle(answer)
+            if has_baton or not self._starts_late:
+                self._tell_answered()
             self._halving.note(len(batch), started, answered)
         except BaseException as exc:
             self._interrupted(batch, exc)
             raise
         finally:
             if has_baton:
+                self._tell_answered()
                 self._pass_on()
 
     async def _send_one_by_one(self, batch: list[_Call[Request, Answer]]) -> None:
@@ -375,6 +423,8 @@ class _Chains:
 class CommitBatcher(Batcher[Commit, Outcome]):
     """Joins commits; one that was sent is waited for whatever happens, see the module."""
 
+    _starts_late = True
+
     def __init__(self, adapter: Adapter) -> None:
         super().__init__(self._deliver, max_weight=MAX_BATCH_WRITES)
         self._adapter = adapter
@@ -399,15 +449,18 @@ class CommitBatcher(Batcher[Commit, Outcome]):
         :raises NotSentError: if it was not sent in time; then nothing was written
         :raises DatastoreError: if this commit can't be written, or the store can't be used
         """
+        gathers = False
         if not self._busy:
             if deadline != math.inf and anyio.current_time() >= deadline:
                 raise _too_late()
             self._busy = True
-            try:
-                return await self._settle_alone(commit)
-            finally:
-                self._last = 1
-                self._pass_on()
+            gathers = self._last > 1
+            if not gathers:
+                try:
+                    return await self._settle_alone(commit)
+                finally:
+                    self._last = 1
+                    self._pass_on()
         if not self._beside and len(commit.writes) >= LARGE_WRITES:
             if deadline != math.inf and anyio.current_time() >= deadline:
                 raise _too_late()
@@ -422,7 +475,10 @@ class CommitBatcher(Batcher[Commit, Outcome]):
         self._queue.append(call)
         kept = None
         try:
-            if deadline == math.inf:
+            if gathers:
+                call.state = _State.LEADS
+                await checkpoint()
+            elif deadline == math.inf:
                 await call.wake.wait()
             else:
                 with anyio.CancelScope(deadline=deadline):
@@ -444,6 +500,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
                 raise _too_late()
             await self._lead()
             kept, self._kept = self._kept, None
+            kept = await outlast(call.wake) or kept  # this task is one of those that the next batch goes before
         elif call.state is _State.SENT:
             kept = await outlast(call.wake) or kept
         if kept is not None and call.error is not None:
@@ -499,11 +556,12 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             except StopIteration as stop:
                 return stop.value, None, None
             self._inline = False
+            self._tell_answered()
             return await _Rest(coroutine, first), None, None
         return await to_the_end(self._send_off(batch))
 
     async def _send_off(self, batch: list[Commit]) -> list[Outcome]:
-        rest = _Rest(self._adapter.commit(batch))
+        rest = _Rest(self._adapter.commit(batch), when_suspended=self._tell_answered)
         outcomes: list[Outcome] = await rest
         if len(batch) == 1:
             self._inline = not rest.suspended
@@ -513,18 +571,27 @@ class CommitBatcher(Batcher[Commit, Outcome]):
 class _Rest:
     """Awaits a coroutine, also one that was started by hand, and tells whether it suspended."""
 
-    __slots__ = ("coroutine", "first", "suspended")
+    __slots__ = ("coroutine", "first", "suspended", "when_suspended")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: Any = _NOT_STARTED) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        first: Any = _NOT_STARTED,
+        *,
+        when_suspended: Callable[[], None] | None = None,
+    ) -> None:
         self.coroutine = coroutine
         self.first = first
         self.suspended = False
+        self.when_suspended = when_suspended
 
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine = self.coroutine
         try:
             yielded = coroutine.send(None) if self.first is _NOT_STARTED else self.first
             self.suspended = True
+            if self.when_suspended is not None:
+                self.when_suspended()
             while True:
                 try:
                     sent = yield yielded
@@ -607,6 +674,8 @@ class Channel:
         self.commits = CommitBatcher(adapter)
         self.lookups: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_strong, max_weight=MAX_BATCH_KEYS)
         self._eventual: Batcher[Sequence[Key], Lookup] = Batcher(self._lookup_eventual, max_weight=MAX_BATCH_KEYS)
+        self.commits.others = [self.lookups]
+        self.lookups.others = [self.commits]
         self._current = self.lookups
         if Capability.CURRENT_READS not in adapter.capabilities:
             self._current = Batcher(self._lookup_current, max_weight=MAX_BATCH_KEYS)
@@ -641,7 +710,7 @@ class Channel:
         self.yield_at = self._clock() + max(MIN_HOLD_S, MAX_HOLD_S / (1 + self._breathing))
         self._breathing += 1
         try:
-            await anyio.lowlevel.checkpoint()
+            await checkpoint()
         finally:
             self._breathing -= 1
         self.yield_at = self._clock() + max(MIN_HOLD_S, MAX_HOLD_S / (1 + self._breathing))

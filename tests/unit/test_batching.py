@@ -125,6 +125,75 @@ async def test_batches_are_bounded_and_in_turn() -> None:
     await batcher.wait_idle()
 
 
+async def test_calls_that_came_together_are_waited_for_the_next_time() -> None:
+    sent: list[int] = []
+
+    async def send(batch: list[int]) -> list[int]:
+        sent.append(len(batch))
+        await anyio.lowlevel.checkpoint()
+        return batch
+
+    batcher: Batcher[int, int] = Batcher(send, max_weight=100)
+    for size in (10, 10, 1, 1, 10):
+        async with anyio.create_task_group() as group:
+            for number in range(size):
+                group.start_soon(batcher.call, number)
+    # The first of many goes alone where nothing was known of the others, or nothing any more.
+    assert sent == [1, 9, 10, 1, 1, 1, 9]
+
+
+async def test_who_waits_for_others_may_be_cancelled() -> None:
+    sent: list[list[int]] = []
+
+    async def send(batch: list[int]) -> list[int]:
+        sent.append(batch)
+        await anyio.lowlevel.checkpoint()
+        return batch
+
+    batcher: Batcher[int, int] = Batcher(send, max_weight=100)
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(batcher.call, number)
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await batcher.call(7)
+        group.start_soon(batcher.call, 8)
+    assert scope.cancelled_caught
+    assert sent == [[0], [1, 2], [8]]
+    await batcher.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "last", "beside", "taken"),
+    [
+        (10, 5, 0, 10),  # few
+        (32, 32, 0, 32),  # half of them are at work
+        (64, 1, 0, 33),
+        (40, 23, 0, 40),  # a few more than half
+        (41, 23, 0, 32),
+        (62, 2, 0, 32),
+        (32, 1, 32, 32),  # half of them are in the other line
+    ],
+)
+async def test_half_of_all_tasks_go_at_once(waiting: int, last: int, beside: int, taken: int) -> None:
+    async def send(batch: list[int]) -> list[int]:
+        return batch
+
+    batcher, other = (Batcher[int, int](send, max_weight=100) for _ in range(2))
+    batcher.others, other.others = [other], [batcher]
+    async with anyio.create_task_group() as group:
+        for line, calls in ((other, beside), (batcher, waiting)):
+            line._busy = True  # so that all calls wait
+            for number in range(calls):
+                group.start_soon(line.call, number)
+        await settled()
+        batcher._last = last
+        batch = batcher._take_batch()
+        assert len(batch) == taken
+        group.cancel_scope.cancel()
+
+
 async def test_long_lists_are_read_in_parts() -> None:
     ds, adapter = store()
     async with ds:
@@ -233,6 +302,37 @@ async def test_puts_that_wait_travel_together_and_conflict_alone() -> None:
         errors = [each for each in results if isinstance(each, Exception)]
         assert [type(error) for error in errors] == [EntityExistsError]
         assert await ds.get([key(n) for n in range(1, 6)]) == [entity(n) for n in range(1, 6)]
+
+
+async def test_the_next_commits_are_on_their_way_before_the_tasks_of_the_last_ones_run() -> None:
+    ds, adapter = store()
+    seen: list[str] = []
+
+    async def sent() -> None:
+        seen.append("sent")
+        await settled(3)
+
+    async def answered() -> None:
+        seen.append("answered")
+
+    adapter.before_commit, adapter.after_commit = sent, answered
+
+    async def put(first: int) -> None:
+        for number in range(first, first + 4):
+            await ds.put(entity(number))
+            seen.append("goes on")
+
+    async with ds:
+        async with anyio.create_task_group() as group:
+            for first in range(1, 161, 4):
+                group.start_soon(put, first)
+        assert len(await ds.query("K").fetch()) == 160
+    assert max(adapter.sizes) < 30
+    # Of the first commit, which went alone, and of the last one nothing can be said.
+    middle = seen[seen.index("answered") + 1 : len(seen) - seen[::-1].index("sent")]
+    for place, event in enumerate(middle):
+        if event == "answered":
+            assert middle[place + 1] == "sent"
 
 
 async def test_what_one_commit_can_not_write_leaves_its_neighbours_alone() -> None:
