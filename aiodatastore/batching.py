@@ -24,7 +24,6 @@ What happens between two awaits:
 
 from __future__ import annotations
 
-import copy
 import enum
 import math
 import os
@@ -42,7 +41,7 @@ from aiodatastore.adapters.base import Adapter, Commit, Delete, Lookup, Outcome,
 from aiodatastore.errors import DatastoreError, DeadlineExceededError, UnavailableError
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
-from aiodatastore.waiting import Waiter, make_waiter, outlast, to_the_end
+from aiodatastore.waiting import Waiter, make_waiter, outlast, own_error, to_the_end
 
 if TYPE_CHECKING:
     from aiodatastore.entity import Entity
@@ -624,20 +623,7 @@ def _is_of_one_request(exc: Exception) -> bool:
 def _settle_all(batch: Sequence[_Call[Any, Any]], exc: Exception) -> None:
     for call in batch:
         if call.state is _State.SENT:
-            call.settle(None, _fresh(exc) if len(batch) > 1 else exc)
-
-
-def _fresh(exc: Exception) -> Exception:
-    """An exception of its own for each task: a shared one would collect the tracebacks of all."""
-    try:
-        copied = copy.copy(exc)
-    except Exception:  # an unusual constructor
-        copied = exc
-    if type(copied) is not type(exc) or copied is exc:
-        return exc.with_traceback(None)
-    copied.__cause__ = exc.__cause__
-    copied.__suppress_context__ = exc.__suppress_context__
-    return copied
+            call.settle(None, own_error(exc) if len(batch) > 1 else exc)
 
 
 def _lost(exc: BaseException | None) -> UnavailableError:

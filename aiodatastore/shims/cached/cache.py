@@ -32,9 +32,10 @@ from aiodatastore.rowstore import Capability, Subscription
 from aiodatastore.shims.base import DEFAULT, Shim
 from aiodatastore.shims.cached.copies import Copy, same_clock, space_of
 from aiodatastore.shims.cached.entries import Entries, Entry
-from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found, own_error
+from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found
 from aiodatastore.shims.cached.hub import Hub, hub_of
 from aiodatastore.shims.cached.shared import Shared
+from aiodatastore.waiting import own_error
 
 __all__ = ["Cached"]
 

@@ -6,7 +6,6 @@ flight is barred below that change's version: what it brings of the key is kept 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from typing import Final
 
@@ -16,7 +15,7 @@ from aiodatastore.adapters.base import Lookup, Moment
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
 
-__all__ = ["NOTHING", "Flight", "Flights", "Found", "own_error"]
+__all__ = ["NOTHING", "Flight", "Flights", "Found"]
 
 Found = tuple[Entity | None, object, int]
 """An entity or None, and the moment (clock, version) at which it was so."""
@@ -125,15 +124,3 @@ class Flights:
         for key, others in self._by_key.items():
             for flight in others:
                 flight.bar(key, NOTHING)
-
-
-def own_error(exc: Exception) -> Exception:
-    """An exception for one more task: a shared one would collect the tracebacks of all."""
-    try:
-        copied = copy.copy(exc)
-    except Exception:  # an unusual constructor
-        return exc
-    if type(copied) is not type(exc):
-        return exc
-    copied.__cause__ = exc
-    return copied

@@ -47,8 +47,9 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, SpanCheck
 from aiodatastore.shims.sharded.streams import Source, merged_stream
-from aiodatastore.shims.sharded.together import all_of, outcomes_of, own_copy
+from aiodatastore.shims.sharded.together import all_of, outcomes_of
 from aiodatastore.shims.sharded.twophase import ORPHAN_S, SYSTEM_PROJECT, Coordinator, can_prepare
+from aiodatastore.waiting import own_error
 
 __all__ = ["SYSTEM_PROJECT", "Routed", "failed", "stores_of"]
 
@@ -646,7 +647,7 @@ def _outcome(answer: list[Outcome] | Exception, place: int) -> Outcome:
 
 def failed(error: DatastoreError) -> Outcome:
     """The outcome of one of several commits that met an error."""
-    copied = own_copy(error)
+    copied = own_error(error)
     return Outcome(None, error=copied if isinstance(copied, DatastoreError) else error)
 
 

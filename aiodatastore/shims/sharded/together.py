@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import anyio
 
-__all__ = ["all_of", "own_copy", "outcomes_of"]
+__all__ = ["all_of", "outcomes_of"]
 
 T = TypeVar("T")
 
@@ -45,15 +44,3 @@ async def all_of(calls: Sequence[Callable[[], Awaitable[T]]], *, inline: bool = 
             raise answer
         answers.append(answer)
     return answers
-
-
-def own_copy(exc: Exception) -> Exception:
-    """The same error as an exception of its own: one that several tasks raise would collect all their tracebacks."""
-    try:
-        copied = copy.copy(exc)
-    except Exception:  # an unusual constructor
-        return exc
-    if type(copied) is not type(exc):
-        return exc
-    copied.__cause__ = exc.__cause__
-    return copied
