@@ -112,6 +112,8 @@ def own_error(exc: Exception) -> Exception:
         return exc.with_traceback(None)
     copied.__cause__ = exc.__cause__
     copied.__suppress_context__ = exc.__suppress_context__
+    if "__notes__" in copied.__dict__:
+        copied.__notes__ = list(copied.__notes__)
     return copied
 
 

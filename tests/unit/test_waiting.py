@@ -31,6 +31,15 @@ def test_a_copy_has_what_the_error_has_but_its_traceback() -> None:
     assert error.__traceback__ is not None
 
 
+def test_notes_on_a_copy_are_its_own() -> None:
+    error = ConflictError("changed")
+    error.add_note("met by all")
+    one, other = own_error(error), own_error(error)
+    one.add_note("by one")
+    assert one.__notes__ == ["met by all", "by one"]
+    assert other.__notes__ == error.__notes__ == ["met by all"]
+
+
 def test_what_cannot_be_copied_is_given_without_the_traceback_of_others() -> None:
     error = raised(Unusual(1, 2), None)
     assert own_error(error) is error
