@@ -226,7 +226,7 @@ class PostgresDoor(SideDoor):
         return int(self._run("SELECT count(*) FROM SCHEMA.rows")[0][0])
 
     def drop_index_row(self) -> None:
-        self._run("DELETE FROM SCHEMA.rows WHERE row = (SELECT min(row) FROM SCHEMA.rows)")
+        self._run("DELETE FROM SCHEMA.rows WHERE row = (SELECT row FROM SCHEMA.rows ORDER BY row LIMIT 1)")
 
     def damage_payload(self, key: bytes) -> None:
         self._run("UPDATE SCHEMA.entities SET payload = $1 WHERE key = $2", b"garbage", key)
