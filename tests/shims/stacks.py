@@ -1,4 +1,4 @@
-"""The shipped suite for shims and collections, over memory and SQLite.
+"""The shipped suite for shims and collections, over memory and SQLite, or over engines of one's choice.
 
 A shim joins by one short class::
 
@@ -8,6 +8,13 @@ A shim joins by one short class::
 and a collection says how many stores it wants, each of which is one argument::
 
     class TestThings(ShimSuite):
+        stores = 3
+        wrap = staticmethod(lambda *adapters: Things(adapters))
+
+On other engines::
+
+    @engines(server=True, loops=True)
+    class TestThingsOnServers(StackSuite):
         stores = 3
         wrap = staticmethod(lambda *adapters: Things(adapters))
 
@@ -29,7 +36,7 @@ from aiodatastore.adapters.base import Adapter
 from aiodatastore.testing.suite import AdapterSuite, Connect, SideDoor
 from tests.engines import ADAPTER_OPTIONS, ENGINES, Bound, Place
 
-__all__ = ["PROFILE", "ShimSuite", "adapter_of", "shim_stores"]
+__all__ = ["PROFILE", "ShimSuite", "StackSuite", "adapter_of", "shim_stores"]
 
 PROFILE = {"brief": "shims-brief", "long": "long"}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), "shims")
 """How deep Hypothesis looks in the tests of shims; for tests beside the suite: ``settings.get_profile(PROFILE)``."""
@@ -53,19 +60,14 @@ def adapter_of(place: Place, **options: Any) -> Adapter:
     return place.connect(**options).adapter
 
 
-@shim_stores()
-class ShimSuite(AdapterSuite):
+class StackSuite(AdapterSuite):
     """The suite on what ``wrap`` makes of the adapters of ``stores`` empty stores.
-
-    ``both_loops``: run it under trio, too; for those that wait, lock or start tasks themselves. The others' own tests
-    run under both, and so does the whole suite with ``HYPOTHESIS_PROFILE=long``.
 
     ``stores_rows``: entities and index rows are stored as if there were no shim, so the side door sees what the suite
     expects.
     """
 
     hypothesis_profile: ClassVar[str | None] = PROFILE
-    both_loops: ClassVar[bool] = False
     wrap: ClassVar[Callable[..., Adapter]]
     stores: ClassVar[int] = 1
     stores_rows: ClassVar[bool] = False
@@ -92,3 +94,14 @@ class ShimSuite(AdapterSuite):
             return Datastore(self.wrap(*(adapter_of(place, **own) for place in places)), **options)
 
         return connect
+
+
+@shim_stores()
+class ShimSuite(StackSuite):
+    """It over memory and SQLite.
+
+    ``both_loops``: run it under trio, too; for those that wait, lock or start tasks themselves. The others' own tests
+    run under both, and so does the whole suite with ``HYPOTHESIS_PROFILE=long``.
+    """
+
+    both_loops: ClassVar[bool] = False

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any, ClassVar
-
 import anyio
 import pytest
 
@@ -13,9 +9,8 @@ from aiodatastore import Datastore, Entity, Key
 from aiodatastore.adapters.base import Adapter
 from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.tiered import Tiered
-from aiodatastore.testing.suite import AdapterSuite, Connect, SideDoor
-from tests.engines import ADAPTER_OPTIONS, ENGINES, Bound, Place
-from tests.shims.stacks import PROFILE, adapter_of
+from tests.engines import ENGINES, Bound, Place
+from tests.shims.stacks import StackSuite, adapter_of
 
 
 def on(name: str) -> pytest.MarkDecorator:
@@ -23,44 +18,21 @@ def on(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("engine", [ENGINES[name]] if name in ENGINES else [], indirect=True, ids=str)
 
 
-class OnServers(AdapterSuite):
-    """The suite on what ``wrap`` makes of the adapters of two empty stores."""
-
-    hypothesis_profile: ClassVar[str | None] = PROFILE
-    wrap: ClassVar[Callable[..., Adapter]]
-
-    @pytest.fixture
-    def places(self, engine: Bound) -> Iterator[list[Place]]:
-        """Two empty stores."""
-        with ExitStack() as stack:
-            yield [stack.enter_context(engine.place()) for _ in range(2)]
-
-    @pytest.fixture
-    def side_door(self) -> SideDoor:
-        pytest.skip("what is stored is not what the suite expects to see")
-
-    @pytest.fixture
-    def connect(self, places: list[Place]) -> Connect:
-        def connect(**options: Any) -> Datastore:
-            own = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
-            return Datastore(self.wrap(*(adapter_of(place, **own) for place in places)), **options)
-
-        return connect
-
-
 @on("postgres")
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-class TestCachedOnPostgres(OnServers):
+class TestCachedOnPostgres(StackSuite):
     """Told by messages, with a shared cache on the same server."""
 
+    stores = 2
     wrap = staticmethod(lambda one, two: Cached(two, one, staleness_s=1.0, invalidation="push"))
 
 
 @on("redis")
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-class TestTiersOnValkey(OnServers):
+class TestTiersOnValkey(StackSuite):
     """And a cache in front."""
 
+    stores = 2
     wrap = staticmethod(lambda *tiers: Cached(Tiered(tiers), staleness_s=1.0))
 
 
