@@ -1,31 +1,15 @@
-"""How long Hypothesis looks, by ``HYPOTHESIS_PROFILE`` (``brief``, ``long``), and how long index deletion waits."""
+"""How long Hypothesis looks, by ``HYPOTHESIS_PROFILE`` (``brief``, ``long``)."""
 
 from __future__ import annotations
 
 import os
 
-import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
-from aiodatastore.adapters.engine import building, core
+from tests.suites import delete_indexes_at_once
+
+__all__ = ["delete_indexes_at_once"]
 
 settings.register_profile("default", max_examples=50, derandomize=True, deadline=None, print_blob=True, database=None)
 settings.register_profile("brief", settings.get_profile("default"), max_examples=15)
-settings.register_profile(
-    "long",
-    max_examples=1000,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-
-@pytest.fixture(autouse=True)
-def _no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deleting an index waits until no other process can still read it: here 20 ms instead of 0.4 s.
-
-    Hundreds of indexes are deleted in these tests, and all that could read them is in this process.
-    """
-    monkeypatch.setattr(building, "CATALOG_MAX_AGE_S", 0.01)
-    monkeypatch.setattr(core, "CATALOG_MAX_AGE_S", 0.01)

@@ -17,13 +17,14 @@ import anyio.to_thread
 import pytest
 
 from aiodatastore import Datastore, Entity, Key
-from aiodatastore.adapters.engine import EngineAdapter, building, core
+from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.bound_query import BoundQuery
 from aiodatastore.errors import DatastoreError, TransactionClosedError
 from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.testing.suite.base import cancelled_at
 from aiodatastore.txn import Transaction
 from tests.engines import Bound, Place, PostgresDoor, RedisDoor, engines
+from tests.suites import delete_indexes_at_once  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.anyio
 
@@ -38,13 +39,6 @@ MOST = 150
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def _no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deleting an index need not wait for readers in other processes."""
-    monkeypatch.setattr(building, "CATALOG_MAX_AGE_S", 0.005)
-    monkeypatch.setattr(core, "CATALOG_MAX_AGE_S", 0.005)
 
 
 # ---------------------------------------------------------------------------------------------- operations
