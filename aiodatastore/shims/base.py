@@ -21,11 +21,12 @@ from aiodatastore.adapters.base import (
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
+from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
 
-__all__ = ["DEFAULT", "Shim"]
+__all__ = ["DEFAULT", "ChildStream", "Shim"]
 
 DEFAULT = RunOptions()
 
@@ -179,3 +180,14 @@ class Shim(Adapter):
     async def partitions(self) -> list[tuple[str, str]]:
         """The child's."""
         return await self.child.partitions()
+
+
+class ChildStream(ResultStream):
+    """A running query whose pages are made of a child's."""
+
+    def __init__(self, child: ResultStream) -> None:
+        self._child = child
+
+    def explain(self) -> Explanation:
+        """The child's."""
+        return self._child.explain()

@@ -25,14 +25,13 @@ from aiodatastore.adapters.base import (
 from aiodatastore.adapters.registry import parse_int
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, StoreBusyError, UnsupportedError
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.indexing.merging import CursorBounds, Sums
 from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import EXISTS, Capability
-from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
 from aiodatastore.shims.extending import ATTEMPTS, Extended, Send, commit_extended, pause
 from aiodatastore.shims.key_transform import MetadataStream
 
@@ -311,11 +310,11 @@ class _Listing:
         return writes
 
 
-class _Visible(ResultStream):
+class _Visible(ChildStream):
     """A query of all kinds, without the lists: offset and limit are applied here."""
 
     def __init__(self, child: Adapter, query: Query, options: RunOptions) -> None:
-        self._child = child.run(query._changed(skip=0, max_results=None), replace(options, positions=True))
+        super().__init__(child.run(query._changed(skip=0, max_results=None), replace(options, positions=True)))
         self._positions = options.positions
         self._skip = query.skip
         self._left = query.max_results
@@ -357,10 +356,6 @@ class _Visible(ResultStream):
         page.end = self._end
         page.more = not self._done
         return page
-
-    def explain(self) -> Explanation:
-        """The child's."""
-        return self._child.explain()
 
 
 _BUSY: Final = "others change the same lists of children all the time; nothing was written"

@@ -22,12 +22,11 @@ from aiodatastore.adapters.base import (
 )
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadRequestError, CorruptDataError, DatastoreError
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key
 from aiodatastore.query import And, Or, Query
 from aiodatastore.rowstore import Subscription
 from aiodatastore.serializers import MsgpackSerializer, Step
-from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
 from aiodatastore.values import Blob, Text
 
 __all__ = ["Packing", "named_properties"]
@@ -174,21 +173,18 @@ class _Encoded(NamedTuple):
     inner: Commit
 
 
-class _Stream(ResultStream):
+class _Stream(ChildStream):
     """The child's, unpacked."""
 
     def __init__(self, shim: Packing, inner: ResultStream) -> None:
+        super().__init__(inner)
         self._shim = shim
-        self._inner = inner
 
     async def next_page(self) -> Page:
-        page = await self._inner.next_page()
+        page = await self._child.next_page()
         for result in page.results:
             self._shim._unpack(result)
         return page
-
-    def explain(self) -> Explanation:
-        return self._inner.explain()
 
 
 # ------------------------------------------------------------------------------- taking apart, putting together

@@ -30,11 +30,10 @@ from aiodatastore.errors import (
     StoreBusyError,
     UnsupportedError,
 )
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key, check_kind
 from aiodatastore.query import Query
 from aiodatastore.rowstore import EXISTS, Capability
-from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
 from aiodatastore.shims.extending import ATTEMPTS, Extended, commit_extended, pause
 
 __all__ = ["Symlinks"]
@@ -365,12 +364,12 @@ class _Followed:
         return outcome
 
 
-class _LinkStream(ResultStream):
+class _LinkStream(ChildStream):
     """A running query whose results may be links."""
 
     def __init__(self, shim: Symlinks, child: ResultStream, options: RunOptions) -> None:
+        super().__init__(child)
         self._shim = shim
-        self._child = child
         self._track = options.track
         self._policy = ReadPolicy.CURRENT if options.track else options.read_policy
         self._page: Page | None = None
@@ -407,10 +406,6 @@ class _LinkStream(ResultStream):
         page.results = results
         page.positions = None if page.positions is None else positions
         page.newest = max(page.newest, page.version, seen.version)
-
-    def explain(self) -> Explanation:
-        """The child's."""
-        return self._child.explain()
 
 
 def _is_complete(key: object) -> bool:

@@ -25,11 +25,10 @@ from aiodatastore.adapters.base import (
 from aiodatastore.adapters.registry import adapter_from_url, parse_float, parse_int
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, UnsupportedError
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
-from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
 from aiodatastore.shims.cached.copies import Copy, same_clock, space_of
 from aiodatastore.shims.cached.entries import Entries, Entry
 from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found
@@ -732,20 +731,17 @@ class Cached(Shim, ChangeListener):
         self._confirmed_version = -1
 
 
-class _Watched(ResultStream):
+class _Watched(ChildStream):
     """A query's results, which the cache looks at as they pass."""
 
     def __init__(self, stream: ResultStream, cache: Cached) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._cache = cache
 
     async def next_page(self) -> Page:
-        page = await self._stream.next_page()
+        page = await self._child.next_page()
         self._cache.saw(page)
         return page
-
-    def explain(self) -> Explanation:
-        return self._stream.explain()
 
 
 def _written(commit: Commit) -> list[_Write]:

@@ -27,12 +27,11 @@ from aiodatastore.adapters.base import (
 from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, DatastoreError, UnavailableError
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability
-from aiodatastore.shims.base import DEFAULT
+from aiodatastore.shims.base import DEFAULT, ChildStream
 from aiodatastore.shims.sharded.based import Based
 from aiodatastore.shims.sharded.layout import (
     LAYOUT_KEY,
@@ -362,18 +361,18 @@ class _Fenced(Commit):
     state: _State | None = None
 
 
-class _LayoutStream(ResultStream):
+class _LayoutStream(ChildStream):
     """A query whose pages are each read by the layout that there is then."""
 
     def __init__(
         self, sharded: Sharded, run: Callable[[Query, RunOptions], ResultStream], query: Query, options: RunOptions
     ) -> None:
+        super().__init__(run(query, options))
         self._sharded = sharded
         self._run = run
         self._query = query
         self._options = options
         self._state: _State | None = sharded._state
-        self._stream = run(query, options)
         self._end: bytes | None = None
         self._skipped = self._given = 0
         self._more = True
@@ -385,8 +384,8 @@ class _LayoutStream(ResultStream):
             await sharded._renew()
             state = sharded._state
             if state is not self._state:
-                self._stream, self._state = self._run(self._rest(), self._options), state
-            page = await self._stream.next_page()
+                self._child, self._state = self._run(self._rest(), self._options), state
+            page = await self._child.next_page()
             if await sharded._still(state):
                 break
             self._state = None
@@ -408,9 +407,6 @@ class _LayoutStream(ResultStream):
             normal = normalize(query)
             query = query.start(Cursor(self._end, query.shape, normal.key_descending, normal.mirrored))
         return query.offset(max(0, query.skip - self._skipped)).limit(left)
-
-    def explain(self) -> Explanation:
-        return self._stream.explain()
 
 
 def _check_alike(shards: Sequence[Adapter]) -> None:

@@ -20,10 +20,9 @@ from aiodatastore.adapters.base import (
     RunOptions,
 )
 from aiodatastore.entity import Entity
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key
 from aiodatastore.query import Query
-from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
 
 __all__ = ["Based"]
 
@@ -112,13 +111,13 @@ class Based(Shim):
 _NEVER = (1 << 63) - 1
 
 
-class _BasedStream(ResultStream):
+class _BasedStream(ChildStream):
     def __init__(self, shim: Based, stream: ResultStream) -> None:
+        super().__init__(stream)
         self._shim = shim
-        self._stream = stream
 
     async def next_page(self) -> Page:
-        page = await self._stream.next_page()
+        page = await self._child.next_page()
         shim = self._shim
         shim._up(page.results)
         page.version += shim.base
@@ -126,6 +125,3 @@ class _BasedStream(ResultStream):
             page.newest += shim.base
         page.checks = shim._ups(page.checks)
         return page
-
-    def explain(self) -> Explanation:
-        return self._stream.explain()
