@@ -89,7 +89,7 @@ class Datastore:
 
     Gets and commits that are awaited side by side travel together; one that finds nothing under way goes out at once.
     A task that never has to wait, because its data is at hand, lets others run after
-    :data:`~aiodatastore.batching.MAX_HOLD_S` seconds. Inside a transaction every method takes part in it.
+    :data:`~aiodatastore.batching.channel.MAX_HOLD_S` seconds. Inside a transaction every method takes part in it.
 
     ``adapter`` is an URL (``memory://``, ``sqlite:///path``) or an adapter, which is opened and closed with the
     datastore. ``namespace`` and ``project`` are those of :meth:`key` and :meth:`query`. ``require_indexes``: queries
@@ -278,7 +278,7 @@ class Datastore:
         """The entity of a key, or None; for a list or tuple of keys a list, in their order.
 
         Keys may be given as ``Key``, as an entity that has it, or as URL-safe text. Up to
-        :data:`~aiodatastore.batching.MAX_BATCH_KEYS` keys are read at one moment and in one round trip. What is
+        :data:`~aiodatastore.batching.channel.MAX_BATCH_KEYS` keys are read at one moment and in one round trip. What is
         returned is the caller's own, also where a key is named twice.
 
         :raises BadKeyError: if a key is incomplete
@@ -300,7 +300,7 @@ class Datastore:
             if found is not None:
                 return found[0]
             if read_policy is ReadPolicy.STRONG and self.timeout is None:
-                return (await channel.lookups.call((keys,))).entities[0]
+                return await channel.lookup_one(keys)
         check_timeout(timeout)
         transaction = transaction_of(self)
         if transaction is not None:
@@ -392,7 +392,7 @@ class Datastore:
             ):
                 # The shortest way, for the most common case.
                 entities.validate(self.app_engine_rules)
-                commit = Commit({}, (), (Put(entities.snapshot()),), channel.commits.token())
+                commit = Commit({}, (), (Put(entities.snapshot()),), channel.token())
                 outcome, cancelled = await channel.commit(commit)
                 assert outcome.version is not None  # there was nothing to check
                 entities.version = outcome.version_of(key)
@@ -467,7 +467,7 @@ class Datastore:
 
     async def _delete_chunk(self, writes: list[Delete], checks: dict[Key, int], deadline: float) -> None:
         channel = self._open_channel()
-        commit = Commit(checks=checks, writes=writes, token=channel.commits.token(), atomic=bool(checks))
+        commit = Commit(checks=checks, writes=writes, token=channel.token(), atomic=bool(checks))
         outcome, cancelled = await channel.commit(commit, deadline)
         if cancelled is not None:
             raise cancelled
@@ -533,7 +533,7 @@ class Datastore:
             for key in written:
                 checks.pop(key, None)
                 writes.pop(key, None)
-            commit = Commit(checks, (), [*writes.values()], channel.commits.token(), atomic)
+            commit = Commit(checks, (), [*writes.values()], channel.token(), atomic)
             outcome, cancelled = await channel.commit(commit, deadline)
             if outcome.version is not None:
                 break

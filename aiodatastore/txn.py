@@ -784,7 +784,7 @@ class Transaction:
             waiting = [contention.next(key) for key in self._line]
             try:
                 if chained is not None:  # at once: a commit stands in line before those that follow it
-                    outcome, cancelled = await self._channel.commits.settle(chained, deadline)
+                    outcome, cancelled = await self._channel.commit_chained(chained, deadline)
                 else:
                     outcome, cancelled = await self._channel.commit(commit, deadline)
             except BaseException as exc:
@@ -829,7 +829,7 @@ class Transaction:
                 writes.append(Delete(key))
         if not writes:
             return None
-        token = self._channel.commits.token()
+        token = self._channel.token()
         return Commit(checks=checks, spans=tuple(self._view.spans.values()), writes=writes, token=token)
 
     async def _breathe(self) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "ResultStream",
     "RunOptions",
     "Unread",
+    "written_key",
 ]
 
 
@@ -87,6 +88,11 @@ class Delete:
     """Delete an entity; deleting what is absent is allowed."""
 
     key: Key
+
+
+def written_key(write: Put | Delete) -> Key:
+    """The key that a write is for."""
+    return write.entity.key if isinstance(write, Put) else write.key
 
 
 @dataclass(slots=True)
@@ -319,6 +325,19 @@ class Adapter(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Release everything. Closing twice is allowed."""
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether :meth:`lane` tells of several stores."""
+        return False
+
+    def lane(self, keys: Sequence[Key]) -> int | None:
+        """Which of several stores is the only one that keys concern; None: it is not one, or not known.
+
+        A hint: calls of one store travel together, and don't wait for those of others. What it says of a key may
+        change.
+        """
+        return None
 
     def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
         """The entities at once, if that needs no waiting; None: use :meth:`lookup`."""

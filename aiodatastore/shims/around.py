@@ -13,15 +13,14 @@ from aiodatastore.adapters.base import (
     Aggregation,
     ChangeListener,
     Commit,
-    Delete,
     Lookup,
     Outcome,
     Page,
     PreparedCommit,
-    Put,
     ReadPolicy,
     ResultStream,
     RunOptions,
+    written_key,
 )
 from aiodatastore.errors import BadArgumentError
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
@@ -43,7 +42,6 @@ __all__ = [
     "number",
     "parse_names",
     "whole_number",
-    "written_key",
 ]
 
 T = TypeVar("T")
@@ -109,11 +107,6 @@ class Call:
         if not kinds:  # commits that only verify
             kinds = {key.kind for commit in self.commits for key in commit.checks}
         return kinds.pop() if len(kinds) == 1 else SEVERAL if kinds else ""
-
-
-def written_key(write: Put | Delete) -> Key:
-    """The key that is written to."""
-    return write.entity.key if isinstance(write, Put) else write.key
 
 
 class Around(Shim):

@@ -85,6 +85,15 @@ class Shim(Adapter):
         """Close the child."""
         await self.child.aclose()
 
+    @property
+    def has_lanes(self) -> bool:
+        """The child's."""
+        return self.child.has_lanes
+
+    def lane(self, keys: Sequence[Key]) -> int | None:
+        """The child's, if keys go to it as they are."""
+        return self.child.lane(keys)
+
     # ---------------------------------------------------------------------------------------- reads
 
     def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:

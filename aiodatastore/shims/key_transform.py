@@ -177,6 +177,13 @@ class KeyTransform(Shim):
         project, namespace = self._inner_partition((key.project, key.namespace))
         return Key._make(project, namespace, ((self._inner_kind(key.kind), None),))
 
+    def lane(self, keys: Sequence[Key]) -> int | None:
+        """The child's, for the keys that it gets."""
+        try:
+            return self.child.lane([self._inner(key) for key in keys])
+        except BadKeyError:
+            return None
+
     # ---------------------------------------------------------------------------------------- reads
 
     def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, ClassVar, Final, TypeVar
 
-from aiodatastore.adapters.base import Adapter, AggregateResult, Commit, Delete, Lookup, Outcome, Page, Put
+from aiodatastore.adapters.base import Adapter, AggregateResult, Commit, Delete, Lookup, Outcome, Page, Put, written_key
 from aiodatastore.adapters.registry import parse_bool
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError
 from aiodatastore.key import Key
 from aiodatastore.query import And, Filter, Or, PropertyFilter, Query
-from aiodatastore.shims.around import Around, Call, written_key
+from aiodatastore.shims.around import Around, Call
 
 __all__ = ["Logged"]
 

@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from aiodatastore.adapters.base import Adapter, AggregateResult, Lookup, Outcome, Page, Put
+from aiodatastore.adapters.base import Adapter, AggregateResult, Lookup, Outcome, Page, Put, written_key
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.registry import missing_extra, parse_bool, parse_int
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, DatastoreError
 from aiodatastore.indexing.rows import entity_rows, indexed_values
 from aiodatastore.key import Key
-from aiodatastore.shims.around import SEVERAL, Around, Call, whole_number, written_key
+from aiodatastore.shims.around import SEVERAL, Around, Call, whole_number
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation

@@ -556,7 +556,7 @@ async def test_memory_needs_no_task_for_a_commit() -> None:
     async with ds:
         for number in range(1, 4):
             await ds.put(entity(number))
-        commits = ds._open_channel().commits
+        commits = ds._open_channel()._lane.commits
         assert bool(commits._inline)
         adapter.inline = False  # it begins to suspend
         await ds.put(entity(4))

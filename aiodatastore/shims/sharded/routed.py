@@ -373,6 +373,17 @@ class Routed(Adapter):
             only = number
         return None if only < 0 else only
 
+    @property
+    def has_lanes(self) -> bool:
+        """Whether there are several adapters."""
+        return len(self.adapters) > 1
+
+    def lane(self, keys: Sequence[Key]) -> int | None:
+        """The one adapter that has all of them."""
+        place = self.place
+        numbers = {place(key) for key in keys}
+        return numbers.pop() if len(numbers) == 1 else None
+
     def encode(self, commit: Commit) -> None:
         """Let the adapter encode that the commit goes to, if that is one."""
         number = self._only_place(commit)
