@@ -26,7 +26,7 @@ import json
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -372,20 +372,19 @@ class _Checker:
         self.items: dict[str, _Item] = {}
         self.lists: set[str] = set()
         self.aborted: dict[tuple[str, Value], str] = {}
-        self.observed: set[tuple[str, Value]] = set()
+        self.visible = self._find_visible()
         self.moments: dict[str, int] | None = None
 
     def run(self) -> list[Anomaly]:
-        self._observe()
         self._collect_writes()
         for name in self.lists:
-            self._order_list(self.items[name])
+            self._order_list(self._item(name))  # of one to which all appends failed, nothing is known yet
         for name, item in self.items.items():
             if name not in self.lists:
                 self._order_register(item)
         for item in self.items.values():
             self._ww_edges(item)
-        for transaction in self._visible():
+        for transaction in self.visible:
             self._read_edges(transaction)
         if self.real_time:
             self._real_time_edges()
@@ -393,32 +392,27 @@ class _Checker:
             self._report_cycle(self.graph.cycle(component))
         return self.anomalies
 
-    def _visible(self) -> list[Recorded]:
-        """What took effect: committed, or of unknown outcome and seen by somebody."""
-        return [each for each in self.transactions.values() if each.status == "committed" or self._seen(each)]
-
-    def _seen(self, transaction: Recorded) -> bool:
-        return transaction.status == "unknown" and any(
-            (op.item, _written(op)) in self.observed for op in transaction.ops if isinstance(op, (Write, Append))
-        )
-
-    def _observe(self) -> None:
-        for transaction in self.transactions.values():
-            if transaction.status != "committed":
-                continue
-            for op in transaction.ops:
-                if isinstance(op, Read):
-                    self.observed.add((op.item, op.value))
-                elif isinstance(op, ReadList):
-                    self.observed.update((op.item, element) for element in op.elements)
-                elif isinstance(op, Find):
-                    self.observed.update(op.seen.items())
+    def _find_visible(self) -> list[Recorded]:
+        """What took effect: committed, or of unknown outcome and seen by what took effect itself."""
+        visible = {each.name for each in self.transactions.values() if each.status == "committed"}
+        unknown = [each for each in self.transactions.values() if each.status == "unknown"]
+        news = visible
+        while news:
+            observed = {pair for name in news for pair in _observed(self.transactions[name])}
+            news = {
+                each.name
+                for each in unknown
+                if each.name not in visible
+                and any((op.item, _written(op)) in observed for op in each.ops if isinstance(op, (Write, Append)))
+            }
+            visible = visible | news
+        return [each for each in self.transactions.values() if each.name in visible]
 
     def _item(self, name: str) -> _Item:
         return self.items.setdefault(name, _Item(name))
 
     def _collect_writes(self) -> None:
-        visible = {each.name for each in self._visible()}
+        visible = {each.name for each in self.visible}
         for transaction in self.transactions.values():
             last: dict[str, Write] = {}
             for op in transaction.ops:
@@ -450,7 +444,7 @@ class _Checker:
     def _order_list(self, item: _Item) -> None:
         reads = [
             (op.elements, transaction.name)
-            for transaction in self._visible()
+            for transaction in self.visible
             for op in transaction.ops
             if isinstance(op, ReadList) and op.item == item.name
         ]
@@ -709,8 +703,7 @@ class _Checker:
 
     def _find_moments(self) -> dict[str, int]:
         """The earliest moment of each transaction that has no version, none before what had ended before it."""
-        visible = self._visible()
-        writers = [each for each in visible if any(isinstance(op, (Write, Append)) for op in each.ops)]
+        writers = [each for each in self.visible if any(isinstance(op, (Write, Append)) for op in each.ops)]
         if any(each.version is None for each in writers):
             return {}
         timeline = [(0, _State())]
@@ -721,7 +714,7 @@ class _Checker:
         versions = [version for version, _ in timeline]
         moments: dict[str, int] = {}
         ended: list[tuple[float, int]] = [(0.0, 0)]  # by the end of a transaction, the newest version seen until then
-        for each in sorted(visible, key=lambda each: each.end):
+        for each in sorted(self.visible, key=lambda each: each.end):
             allowed = ended[bisect.bisect_left(ended, (each.start, 0)) - 1][1] if each.start else 0
             if each.version is None:
                 for version, state in timeline[bisect.bisect_left(versions, allowed) :]:
@@ -735,16 +728,8 @@ class _Checker:
     def _newest_seen(self, transaction: Recorded) -> int:
         """The newest version that a transaction wrote or read: its successors must not see less."""
         names = {transaction.name}
-        for op in transaction.ops:
-            if isinstance(op, Read):
-                seen: Collection[tuple[str, Value]] = [(op.item, op.value)]
-            elif isinstance(op, Find):
-                seen = op.seen.items()
-            elif isinstance(op, ReadList):
-                seen = [(op.item, element) for element in op.elements]
-            else:
-                continue
-            names.update(self.items[item].writers.get(value, "") for item, value in seen if item in self.items)
+        seen = _observed(transaction)
+        names.update(self.items[item].writers.get(value, "") for item, value in seen if item in self.items)
         return max((self.transactions[name].version or 0 for name in names if name), default=0)
 
     def _run_seen(
@@ -766,7 +751,7 @@ class _Checker:
     def _real_time_edges(self) -> None:
         """``rt`` edges, those that follow from others left out."""
         events: list[tuple[float, int, Recorded]] = []
-        for transaction in self._visible():
+        for transaction in self.visible:
             if transaction.status == "committed" and transaction.end > transaction.start:
                 events.append((transaction.start, 1, transaction))
                 events.append((transaction.end, 0, transaction))
@@ -832,6 +817,17 @@ class _Checker:
 
 def _written(op: Write | Append) -> Value:
     return op.value if isinstance(op, Write) else op.element
+
+
+def _observed(transaction: Recorded) -> Iterator[tuple[str, Value]]:
+    """What a transaction saw: the items, and of each the values."""
+    for op in transaction.ops:
+        if isinstance(op, Read):
+            yield op.item, op.value
+        elif isinstance(op, ReadList):
+            yield from ((op.item, element) for element in op.elements)
+        elif isinstance(op, Find):
+            yield from op.seen.items()
 
 
 def check(history: History, *, real_time: bool = True) -> list[Anomaly]:

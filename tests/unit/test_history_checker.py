@@ -238,6 +238,22 @@ def test_an_unknown_outcome_counts_once_it_was_seen() -> None:
     assert check(history(t1=lost, t2=other, t3=[Read("x", "x1")]))
 
 
+def test_a_list_to_which_nobody_appended_in_the_end() -> None:
+    """Who appended failed, or may have, and nobody read the list."""
+    failed = Recorded("t1", [Append("l1", "a")], status="aborted")
+    lost = Recorded("t2", [Append("l2", "b")], status="unknown")
+    assert not check(history(t1=failed, t2=lost, t3=[Write("x", "x1")]))
+
+
+def test_an_unknown_outcome_is_seen_through_others_of_unknown_outcome() -> None:
+    """Only who took effect can have been read by what took effect."""
+    first = Recorded("t1", [Write("x", "x1")], status="unknown")
+    second = Recorded("t2", [Read("x", "x1"), Write("y", "y1")], status="unknown")
+    assert not check(history(t1=first, t2=second, t3=[Read("y", "y1")]))
+    found = check(history(t1=first, t2=second, t3=[Read("y", "y1"), Read("x", None)]))
+    assert kinds(found) == ["G-single"]
+
+
 def test_names_are_unique() -> None:
     with pytest.raises(ValueError, match="same name"):
         check(History([Recorded("t"), Recorded("t")]))
