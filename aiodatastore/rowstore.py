@@ -285,6 +285,15 @@ class RowStore(ABC):
         payload only then, and the version always.
         """
 
+    def scan_now(
+        self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False
+    ) -> list[Row] | None:
+        """The rows of :meth:`scan`, at once, or None where that would have to wait.
+
+        All are of one moment, of which the version is not told: for who has no use for it. None is the default.
+        """
+        return None
+
     @abstractmethod
     async def count(self, span: Span) -> SpanCount:
         """Count rows without fetching them."""

@@ -2,21 +2,24 @@
 
 The stages of :mod:`aiodatastore.indexing.execution` serve every plan, and take as long as a scan of a server
 where there is nothing for them to do. A :class:`DirectSpan` is known for the plans where there is nothing: their first
-page is one scan, and its rows are the results. Pages after it, and whatever is met that is not plain (an entity with
+page is one scan, and its rows are the results; a collection merges the rows of several (:class:`GivesRows`). Pages
+after it, and whatever is met that is not plain (an entity with
 several rows, one that the scan did not join), are the stages' work; both give the same results and positions.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space
 
-__all__ = ["DirectSpan", "direct_span"]
+__all__ = ["DirectSpan", "GivesRows", "RowPage", "direct_span"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,17 @@ class DirectSpan:
     once: bool
     key_descending: bool
 
+    def plain(self, rows: Sequence[Row]) -> bool:
+        """Whether all rows are results as they stand."""
+        doubtful = TAIL_MULTI if self.once else 0
+        if doubtful and any([tail & doubtful for _, tail, _, _ in rows]):
+            return False
+        return self.keys_only or not any([payload is None for _, _, _, payload in rows])
+
     def keys(self, rows: Sequence[Row]) -> list[bytes] | None:
         """The encoded keys of rows; None if one of them has to be looked at."""
-        doubtful = TAIL_MULTI if self.once else 0
-        for _, tail, _, payload in rows:
-            if tail & doubtful or (payload is None and not self.keys_only):
-                return None
+        if not self.plain(rows):
+            return None
         return [row[-(tail & TAIL_KEY_MASK) :] for row, tail, _, _ in rows]
 
     def positions(self, rows: Sequence[Row]) -> list[bytes]:
@@ -56,6 +64,26 @@ class DirectSpan:
         size = tail & TAIL_KEY_MASK
         components, key = row[self.cut : -size], row[-size:] + b"\x00"
         return (invert(components) if self.backward else components) + (invert(key) if self.key_descending else key)
+
+
+class RowPage(NamedTuple):
+    """Rows that are results as they stand, where they stand, and whether more may follow."""
+
+    positions: list[bytes]
+    rows: list[Row]
+    more: bool
+
+
+class GivesRows(ABC):
+    """A stream that may tell which rows are its results, for who merges several and needs some of them only."""
+
+    @abstractmethod
+    def rows_now(self, limit: int) -> RowPage | None:
+        """The next results, at most ``limit``, as they are stored; None if they can't be had so, or not at once.
+
+        Entities are payloads of :class:`~aiodatastore.serializers.MsgpackSerializer`. To be called before the first
+        page; the pages then go on after what was given.
+        """
 
 
 def direct_span(query: NormalQuery, plans: Sequence[BranchPlan]) -> DirectSpan | None:

@@ -109,7 +109,7 @@ async def test_scans_walk_the_primary_keys() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(statements.SCHEMA)
         for order in ("ASC", "DESC"):
-            query = statements.SCAN_JOINED.format(order=order)
+            query = statements.SCANS[Space.INDEX, True, order == "DESC"]
             for sql in (query, statements.PACK.format(query=query)):
                 plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + sql, (b"a", b"b", 10))]
                 searches = [step for step in plan if step.startswith("SEARCH")]

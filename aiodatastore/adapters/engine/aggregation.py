@@ -14,12 +14,12 @@ from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.errors import BadArgumentError, DatastoreError
 from aiodatastore.indexing.aggregates import Number, RunningSum, single_number
-from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_key, decode_value, encode_partition
+from aiodatastore.indexing.encoding import TAG_FLOAT, TAG_ZERO, decode_key, decode_value
 from aiodatastore.indexing.execution import QueryRun
 from aiodatastore.indexing.explain import Step
 from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.indexing.normal import NormalQuery
-from aiodatastore.indexing.planner import BranchPlan
+from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
 from aiodatastore.indexing.rows import ALTERNATE_SHIFT, indexed_values
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
@@ -27,7 +27,6 @@ from aiodatastore.rowstore import TAIL_MULTI
 
 __all__ = ["aggregate"]
 
-_AFTER = b"\xff"
 _TALLY_SHIFT = 20
 _MULTI = TAIL_MULTI >> _TALLY_SHIFT
 _STREAMED_COUNT = 1000
@@ -46,11 +45,13 @@ async def aggregate(
     if query.kind in METADATA_KINDS:
         return await _of_metadata(engine, query, aggregations, options)
     while True:
-        await engine.refresh()
+        if engine.stale:
+            await engine.refresh()
         retired = engine.retired
         reader = Reader(engine.reading(options.read_policy), track=options.track)
         values = await _values(engine, query, reader, aggregations)
-        await engine.refresh()
+        if engine.stale:
+            await engine.refresh()
         if engine.retired == retired:
             break  # else rows of an index that was used may have been removed meanwhile
     checks = {decode_key(key): version for key, version in reader.checks.items()}
@@ -97,7 +98,7 @@ def _run(engine: Engine, query: Query, normal: NormalQuery, plans: Sequence[Bran
 
 async def _count(engine: Engine, query: Query, reader: Reader) -> int:
     # Keys are enough, except where a projection or distinct makes the results.
-    keys = query if query.projection else query.keys_only()
+    keys = query if query.projection or query.only_keys else query.keys_only()
     normal, plans, _ = engine.plan(keys)
     if not plans:
         return 0
@@ -130,9 +131,7 @@ async def _count_span(query: Query, normal: NormalQuery, plans: Sequence[BranchP
         or query.end_cursor
     ):
         return None
-    branch = plan.branch
-    partition = encode_partition(branch.project, branch.namespace)
-    if access.key_filter and (branch.key_lo, branch.key_hi) != (partition, partition + _AFTER):
+    if access.key_filter and key_is_bounded(plan.branch):
         return None
     span = access.spans[0]
     if normal.orders and reader.track:
@@ -207,12 +206,7 @@ async def _tallied(plan: BranchPlan, reader: Reader, step: Step, lo: bytes, hi: 
     """Sum what the store has grouped by value, where every row counts and no transaction has to verify them."""
     access, branch = plan.ordered, plan.branch
     span = access.spans[0]
-    partition = encode_partition(branch.project, branch.namespace)
-    if (
-        reader.track
-        or len(span.places) != 1
-        or (access.key_filter and (branch.key_lo, branch.key_hi) != (partition, partition + _AFTER))
-    ):
+    if reader.track or len(span.places) != 1 or (access.key_filter and key_is_bounded(branch)):
         return False
     found = await reader.tally(step, span.space, lo, hi, len(span.prefix))
     if found is None:

@@ -115,6 +115,8 @@ class Engine:
         :raises BadCursorError: if a cursor belongs to another query
         """
         bounds = Bounds(skip=query.skip, limit=query.max_results)
+        if query.start_cursor is None and query.end_cursor is None:
+            return bounds
         for name, cursor in (("start", query.start_cursor), ("end", query.end_cursor)):
             if cursor is None:
                 continue

@@ -8,22 +8,22 @@ from typing import Any
 from aiodatastore.adapters.base import Page, ResultStream, RunOptions, Unread
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import NeedIndexError
-from aiodatastore.indexing.direct import DirectSpan
+from aiodatastore.indexing.direct import DirectSpan, GivesRows, RowPage
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.execution import FIRST_PAGE, Bounds, QueryRun, following_size, page_limit
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
-from aiodatastore.rowstore import Space
-from aiodatastore.serializers.packed import load_all
+from aiodatastore.rowstore import Row, Space, Span
+from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 
 __all__ = ["EngineStream"]
 
 _unread = partial(tuple.__new__, Unread)  # a third of what the class's own takes
 
 
-class EngineStream(ResultStream):
+class EngineStream(ResultStream, GivesRows):
     """A running query on the engine: planned again from where it stands if indexes change under it.
 
     Where the plan is one span whose rows are the results, the first page is read by a scan alone, see
@@ -39,16 +39,17 @@ class EngineStream(ResultStream):
         self._retired = engine.retired
         self._to_check = engine.require_indexes
         self._bounds = bounds = engine.bounds(query, self._normal)
-        self._reader = Reader(engine.reading(options.read_policy), track=options.track)
+        self._made_reader: Reader | None = None
         self._missing: NeedIndexError | None = None
         self._done = not self._plans
         self._metadata = query.kind in METADATA_KINDS
-        self._scanned = Step("scan")
+        self._scanned: Step | None = None
         self._defers = False
         self._next_size = FIRST_PAGE
         self._direct = direct
         if self._metadata or bounds.start or bounds.end is not None or bounds.skip or bounds.limit == 0:
             self._direct = None
+        self._given: bytes | None = None
         self._run: QueryRun | None = None
         if self._direct is None:
             self._start()
@@ -58,6 +59,50 @@ class EngineStream(ResultStream):
         query = self._query
         self._defers = not (self._metadata or query.only_keys or query.projection)
         return self._defers
+
+    @property
+    def _reader(self) -> Reader:
+        if self._made_reader is None:
+            self._made_reader = Reader(self._engine.reading(self._options.read_policy), track=self._options.track)
+        return self._made_reader
+
+    def rows_now(self, limit: int) -> RowPage | None:
+        """By a scan alone, where the query is one span of a store that answers at once."""
+        direct, engine, options = self._direct, self._engine, self._options
+        if direct is None or options.track or self._to_check:
+            return None
+        if not direct.keys_only and type(engine.serializer) is not MsgpackSerializer:
+            return None
+        if not engine.refresh_now() or engine.catalog.version != self._planned_with or engine.retired != self._retired:
+            return None
+        bounds, given = self._bounds, self._given
+        want = limit if bounds.limit is None else min(limit, bounds.limit)
+        lo, hi = direct.lo, direct.hi
+        if given is not None:
+            lo, hi = (lo, given) if direct.backward else (given + b"\x00", hi)
+        joined = not direct.keys_only
+        rows: list[Row] = []
+        if lo < hi:
+            store = engine.reading(options.read_policy)
+            found = store.scan_now(Span(Space.INDEX, lo, hi), want, reverse=direct.backward, with_entities=joined)
+            if found is None or not direct.plain(found) or engine.stale:
+                return None
+            rows = found
+        self._note_scan(len(rows), joined=joined)
+        if rows:
+            last, tail, _, _ = rows[-1]
+            self._given = last
+            bounds.move(direct.position(last, tail))
+            if bounds.limit is not None:
+                bounds.limit -= len(rows)
+        self._done = len(rows) < want or bounds.limit == 0
+        return RowPage(direct.positions(rows), rows, not self._done)
+
+    def _note_scan(self, rows: int, *, joined: bool) -> None:
+        step = self._scanned = self._scanned or Step("scan")
+        step.scans += 1
+        step.rows += rows
+        step.entities += rows if joined else 0
 
     def _start(self) -> QueryRun:
         engine = self._engine
@@ -75,7 +120,7 @@ class EngineStream(ResultStream):
             first_size=self._next_size,
             needed=lambda: engine.needed(query),
         )
-        if self._scanned.scans:
+        if self._scanned is not None:
             step = run.root.children[0]  # the span's, which was read without the stages
             step.rows += self._scanned.rows
             step.entities += self._scanned.entities
@@ -114,7 +159,7 @@ class EngineStream(ResultStream):
 
     async def _read_page(self) -> Page:
         direct, self._direct = self._direct, None
-        if direct is not None:
+        if direct is not None and self._given is None:
             page = await self._read_directly(direct)
             if page is not None:
                 return page
@@ -132,8 +177,9 @@ class EngineStream(ResultStream):
         """The first page, by one scan; None if some row of it is not a result as it stands."""
         bounds, options = self._bounds, self._options
         want = page_limit(options.page_size, options.page_size or FIRST_PAGE, bounds.limit)
+        step = self._scanned = self._scanned or Step("scan")
         rows = await self._reader.scan(
-            self._scanned, Space.INDEX, direct.lo, direct.hi, want, reverse=direct.backward, join=not direct.keys_only
+            step, Space.INDEX, direct.lo, direct.hi, want, reverse=direct.backward, join=not direct.keys_only
         )
         keys = direct.keys(rows)
         if keys is None:

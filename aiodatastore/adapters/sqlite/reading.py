@@ -15,16 +15,13 @@ from aiodatastore.adapters.sqlite.statements import (
     FIND_KEYS,
     PACK,
     PACK_ROWS,
-    SCAN_ENTITIES,
-    SCAN_JOINED,
-    SCAN_KEYS,
-    SCAN_ROWS,
+    SCANS,
     TALLY,
     VERSION,
     chunks,
     values,
 )
-from aiodatastore.rowstore import Record, Row, RowRead, RowScan, Space, Span, SpanCount, SpanTally
+from aiodatastore.rowstore import Record, Row, RowRead, RowScan, Span, SpanCount, SpanTally
 
 __all__ = ["count", "existing", "find", "read", "rows_of", "scan", "tally"]
 
@@ -72,11 +69,7 @@ def rows_of(
 ) -> list[Row]:
     """The same without the version."""
     space, lo, hi = span
-    if space is Space.ENTITY:
-        query = SCAN_ENTITIES if with_entities else SCAN_KEYS
-    else:
-        query = SCAN_JOINED if with_entities else SCAN_ROWS
-    query = query.format(order="DESC" if reverse else "ASC")
+    query = SCANS[space, with_entities, reverse]
     rows: list[Row] = []
     while len(rows) < limit:
         wanted = min(limit - len(rows), PACK_ROWS)
@@ -127,8 +120,7 @@ def _unpack(connection: sqlite3.Connection, query: str, parameters: Sequence[Any
 
 def count(span: Span, limit: int, connection: sqlite3.Connection, threaded: bool) -> SpanCount:
     """How many rows a span has, up to a limit (-1: all)."""
-    query = COUNT[span.space].format(version=VERSION)
-    return SpanCount(*connection.execute(query, (span.lo, span.hi, limit)).fetchall()[0])
+    return SpanCount(*connection.execute(COUNT[span.space], (span.lo, span.hi, limit)).fetchall()[0])
 
 
 def tally(span: Span, skip: int, connection: sqlite3.Connection, threaded: bool) -> SpanTally:

@@ -17,10 +17,7 @@ __all__ = [
     "GET",
     "PACK",
     "PACK_ROWS",
-    "SCAN_ENTITIES",
-    "SCAN_JOINED",
-    "SCAN_KEYS",
-    "SCAN_ROWS",
+    "SCANS",
     "SCHEMA",
     "TALLY",
     "VERSION",
@@ -54,11 +51,22 @@ SCAN_ENTITIES = (
     "SELECT key a, 0 b, version c, payload d FROM entities WHERE key >= ? AND key < ? ORDER BY key {order} LIMIT ?"
 )
 SCAN_KEYS = SCAN_ENTITIES.replace("payload d", "NULL d")
+SCANS = {
+    (space, joined, reverse): text.format(order="DESC" if reverse else "ASC")
+    for space, joined, text in (
+        (Space.ENTITY, True, SCAN_ENTITIES),
+        (Space.ENTITY, False, SCAN_KEYS),
+        (Space.INDEX, True, SCAN_JOINED),
+        (Space.INDEX, False, SCAN_ROWS),
+    )
+    for reverse in (False, True)
+}
+"""By space, whether entities are joined, and whether the scan goes backward: texts that the statement cache knows."""
 FIND = "WITH k(k) AS (VALUES {values}) SELECT k a, 0 b, version c, payload d FROM k CROSS JOIN entities ON key = k"
 FIND_KEYS = FIND.replace("payload d", "NULL d")
 COUNT = {
-    Space.ENTITY: "SELECT count(*), 0, ({version}) FROM (SELECT 1 FROM entities WHERE key >= ? AND key < ? LIMIT ?)",
-    Space.INDEX: "SELECT count(*), coalesce(sum((tail & 1048576) != 0), 0), ({version})"
+    Space.ENTITY: f"SELECT count(*), 0, ({VERSION}) FROM (SELECT 1 FROM entities WHERE key >= ? AND key < ? LIMIT ?)",
+    Space.INDEX: f"SELECT count(*), coalesce(sum((tail & 1048576) != 0), 0), ({VERSION})"
     " FROM (SELECT tail FROM rows WHERE row >= ? AND row < ? LIMIT ?)",
 }
 # A span's rows, counted by what is between the first bytes and the key.

@@ -20,7 +20,7 @@ from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.sqlite.errors import mapped, translate
 from aiodatastore.adapters.sqlite.file import StoreFile
 from aiodatastore.adapters.sqlite.reading import count, read, scan, tally
-from aiodatastore.adapters.sqlite.statements import GET, VERSION
+from aiodatastore.adapters.sqlite.statements import COUNT, GET, SCANS, VERSION
 from aiodatastore.adapters.sqlite.transactions import transaction
 from aiodatastore.adapters.sqlite.writing import checked, run_batch, writes
 from aiodatastore.adapters.threads import to_the_end
@@ -28,6 +28,7 @@ from aiodatastore.errors import BadArgumentError, StoreBusyError, StoreClosedErr
 from aiodatastore.rowstore import (
     Capability,
     Record,
+    Row,
     RowBatch,
     RowOutcome,
     RowRead,
@@ -241,12 +242,20 @@ class SQLiteRowStore(RowStore):
         work = partial(scan, span, limit, reverse, with_entities)
         return await self._run(limit <= INLINE_ROWS, work)
 
+    def scan_now(
+        self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False
+    ) -> list[Row] | None:
+        if limit > INLINE_ROWS:
+            return None
+        space, lo, hi = span
+        return self._at_once(SCANS[space, with_entities, reverse], (lo, hi, limit))
+
     async def count(self, span: Span) -> SpanCount:
         # How much there is to count is not known before: count a little inline, and all of it elsewhere.
-        if time.perf_counter() >= self._inline_from:
-            some = await self._run(True, partial(count, span, INLINE_COUNT + 1))
-            if some.rows <= INLINE_COUNT:
-                return some
+        space, lo, hi = span
+        found = self._at_once(COUNT[space], (lo, hi, INLINE_COUNT + 1))
+        if found is not None and found[0][0] <= INLINE_COUNT:
+            return SpanCount(*found[0])
         return await self._run(False, partial(count, span, -1))
 
     async def tally(self, span: Span, skip: int) -> SpanTally | None:
@@ -281,11 +290,26 @@ class SQLiteRowStore(RowStore):
             self._refuse()
         return await anyio.to_thread.run_sync(self._lend, work, limiter=self._reader_limit, abandon_on_cancel=True)
 
+    def _at_once(self, text: str, parameters: Sequence[Any]) -> list[Any] | None:
+        """The rows of one statement, which is a snapshot without a transaction; None where that would have to wait."""
+        start = time.perf_counter()
+        if start < self._inline_from:
+            return None
+        try:
+            rows = self._execute(text, parameters).fetchall()
+        except sqlite3.Error as exc:
+            error = translate(exc, self._path)
+            if isinstance(error, StoreBusyError):
+                return None
+            raise error from exc
+        self._note(start)
+        return rows
+
     def _inline(self, work: Work[T]) -> T:
         if self._state != "open":
             self._refuse()
         connection = self._inline_on
-        execute = connection.execute  # no context managers here: they would cost as much as a statement
+        execute = self._execute  # no context managers here: they would cost as much as a statement
         try:
             execute("BEGIN")
             try:

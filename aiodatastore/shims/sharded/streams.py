@@ -5,12 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
 
 from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions, Unread
 from aiodatastore.entity import Entity
+from aiodatastore.indexing.direct import GivesRows
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.merging import CursorBounds, Distinct, Item, without_distinct
@@ -18,14 +19,15 @@ from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.indexing.normal import normalize, prepare
 from aiodatastore.key import Key
 from aiodatastore.query import Query
-from aiodatastore.rowstore import Capability, SpanCheck
+from aiodatastore.rowstore import TAIL_KEY_MASK, Capability, Row, SpanCheck
 from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 from aiodatastore.shims.sharded.together import all_of
 
-__all__ = ["Source", "merged_stream"]
+__all__ = ["Source", "counted_below", "merged_stream"]
 
 _FIRST_PAGE, _LAST_PAGE = 64, 512
 
+_USUAL = MsgpackSerializer()  # one is as good as another
 _position = itemgetter(0)
 _TYPES = ("NULL", "INT64", "BOOLEAN", "STRING", "DOUBLE", "POINT", "REFERENCE")
 
@@ -52,6 +54,14 @@ def merged_stream(sources: Sequence[Source], query: Query, options: RunOptions) 
     if query.kind in METADATA_KINDS:
         return _MetadataStream(sources, query, options)
     return _MergedStream(sources, query, options)
+
+
+def counted_below(query: Query, limit: int | None) -> Query:
+    """What each of several adapters counts: the query's results without its offset, prepared once for all of them."""
+    below = query if query.projection or query.only_keys else query.keys_only()
+    below = below._changed(skip=0, max_results=limit, _shape=query._shape)
+    prepare(below).give(below)
+    return below
 
 
 class _SingleStream(ResultStream):
@@ -81,6 +91,8 @@ class _Part:
 
     source: Source
     stream: ResultStream
+    rows: GivesRows | None = None
+    """The stream, while it may have its results at hand as rows."""
     items: list[Item] = field(default_factory=list)
     more: bool = True
 
@@ -109,6 +121,9 @@ class _MergedStream(ResultStream):
 
     Every adapter is asked for its share of a page and some more, all at once; the next page of one is asked for when
     what it gave is used up. So what is held is about a page of the query, and a page of it costs a round trip or two.
+
+    A share and some more is asked for, half of which is not needed as a rule: where adapters give their results as they
+    are stored, only those that are needed are read.
     """
 
     def __init__(self, sources: Sequence[Source], query: Query, options: RunOptions) -> None:
@@ -121,14 +136,11 @@ class _MergedStream(ResultStream):
         self._end = bounds.start or None
         self._page_size = _FIRST_PAGE
         wanted = None if self._left is None else self._left + self._skip
-        below = query.offset(0)
-        if any(source.owns is not None for source in sources):
-            # What does not count must neither use up the limit nor stand for its equals.
-            below = below.limit(None)
-            if query.distinct_names:
-                below = without_distinct(below)
-        elif wanted is not None:
-            below = below.limit(wanted)
+        owned = any([source.owns is not None for source in sources])
+        # What does not count must neither use up the limit nor stand for its equals.
+        below = query._changed(skip=0, max_results=None if owned else wanted, _shape=query._shape)
+        if owned and query.distinct_names:
+            below = without_distinct(below)
         distinct = self._normal.distinct if query.distinct_names else 0
         self._distinct: Distinct | None = None
         if distinct:
@@ -136,15 +148,19 @@ class _MergedStream(ResultStream):
             self._distinct = Distinct(shown, distinct, CursorBounds(below, shown))
         if self._distinct is None and below.distinct_names == query.distinct_names:
             prepared.give(below)
-        own = replace(options, positions=True, page_size=_share(options.page_size, wanted, len(sources)))
+        self._share_now = _share(options.page_size, wanted, len(sources), near=True)
+        own = _positioned(options, _share(options.page_size, wanted, len(sources)))
         self._parts = [_Part(source, source.adapter.run(below, own)) for source in sources]
-        # A share and some more is asked for, half of which is not needed as a rule.
-        self._defers = False
-        if self._distinct is None and not query.only_keys and all(source.owns is None for source in sources):
-            self._defers = any([part.stream.defer() for part in self._parts])
+        self._keys_only = query.only_keys
+        self._defers = self._distinct is None and not owned
+        if self._defers:
+            for part in self._parts:
+                stream = part.stream
+                if not query.only_keys:
+                    stream.defer()
+                if self._share_now is not None and isinstance(stream, GivesRows):
+                    part.rows = stream
         self._seen = _Seen()
-        self._inline = all(Capability.INLINE_READS in source.adapter.capabilities for source in sources)
-        self._root = Step("merge", f"of {len(sources)}")
         self._ready: list[Item] = []
         self._next = 0
         self._results: list[Any] = []
@@ -161,31 +177,24 @@ class _MergedStream(ResultStream):
         while not self._done and len(results) < size:
             if self._next >= len(self._ready):
                 await self._fill()
-            start = self._next
-            self._next += size - len(results) + self._skip
-            taken = self._ready[start : self._next]
-            if self._defers:
-                try:
-                    taken = self._read_deferred(taken)
-                except BaseException:
-                    self._next = start  # the next call tells again
-                    raise
-            ended = self._next >= len(self._ready) and not any(part.more for part in self._parts)
+            stop = self._next + size - len(results) + self._skip
+            taken = self._ready[self._next : stop]
+            ended = stop >= len(self._ready) and not any([part.more for part in self._parts])
             if self._distinct is not None:
                 taken = list(self._distinct.of(taken, not ended))
-            if self._skip:
-                passed = taken[: self._skip]
-                taken = taken[len(passed) :]
-                self._skip -= len(passed)
-                self._skipped += len(passed)
-                self._end = passed[-1][0] if passed else self._end
-            if self._left is not None and not self._skip:
-                taken = taken[: self._left]
-                self._left -= len(taken)
-            if taken:
-                self._end = taken[-1][0]
-                results += [result for _, result in taken]
-                places += [position for position, _ in taken]
+            skip = min(self._skip, len(taken))
+            kept = taken[skip:] if self._left is None else taken[skip : skip + self._left]
+            given = [result for _, result in kept]
+            # Where this fails, the next call tells again: nothing was taken yet.
+            results += self._read_all(given) if self._defers else given
+            places += [position for position, _ in kept]
+            self._next = stop
+            self._skip -= skip
+            self._skipped += skip
+            if self._left is not None:
+                self._left -= len(kept)
+            if kept or skip:
+                self._end = (kept or taken[:skip])[-1][0]
             self._done = ended or self._has_all
         self._page_size = min(2 * self._page_size, _LAST_PAGE)
         self._results, self._places = [], []
@@ -193,14 +202,30 @@ class _MergedStream(ResultStream):
         positions = places if self._options.positions else None
         return self._seen.give(Page(results, self._end, not self._done, 0, positions, skipped))
 
-    def _read_deferred(self, items: list[Item]) -> list[Item]:
-        """The same items, with those results read that are given; the others stay as they are."""
-        skip = self._skip
-        stop = None if self._left is None else skip + self._left
-        positions = [position for position, _ in items]
-        results = [result for _, result in items]
-        results[skip:stop] = _read_all(results[skip:stop])
-        return list(zip(positions, results, strict=True))
+    def _read_all(self, results: list[Any]) -> list[Any]:
+        """Results, read if they are not."""
+        kinds = set(map(type, results))
+        if kinds == {tuple}:
+            return self._read_rows(results)
+        if kinds == {Unread} and all([type(result.serializer) is MsgpackSerializer for result in results]):
+            return load_all(_USUAL, [(decode_key(key), payload, version) for _, key, version, payload in results])
+        if tuple in kinds or Unread in kinds:
+            return [self._read_one(result) for result in results]
+        return results
+
+    def _read_one(self, result: Any) -> Any:
+        if type(result) is Unread:
+            return result.serializer.loads(decode_key(result.key), result.payload, result.version)
+        return self._read_rows([result])[0] if type(result) is tuple else result
+
+    def _read_rows(self, rows: list[Row]) -> list[Any]:
+        if self._keys_only:
+            return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
+        found = [
+            (decode_key(row[-(tail & TAIL_KEY_MASK) :]), payload or b"", version or 0)
+            for row, tail, version, payload in rows
+        ]
+        return load_all(_USUAL, found)
 
     @property
     def _has_all(self) -> bool:
@@ -209,7 +234,10 @@ class _MergedStream(ResultStream):
     async def _fill(self) -> None:
         """Read the next page of every part that has nothing left, all at once, and merge what can be merged."""
         while empty := [part for part in self._parts if part.more and not part.items]:
-            await all_of([partial(self._read, part) for part in empty], inline=self._inline)
+            waiting = [part for part in empty if part.rows is None or not self._read_now(part)]
+            if waiting:
+                inline = all([Capability.INLINE_READS in part.source.adapter.capabilities for part in waiting])
+                await all_of([partial(self._read, part) for part in waiting], inline=inline)
         # What comes after the last item of a part may be preceded by what that part gives next.
         safe = min([part.items[-1][0] for part in self._parts if part.more], default=None)
         ready: list[Item] = []
@@ -220,6 +248,18 @@ class _MergedStream(ResultStream):
         ready.sort(key=_position)
         self._ready, self._next = ready, 0
 
+    def _read_now(self, part: _Part) -> bool:
+        """Read the next rows of a part, if it has them at hand."""
+        assert part.rows is not None
+        assert self._share_now is not None
+        page = part.rows.rows_now(self._share_now)
+        if page is None:
+            part.rows = None
+            return False
+        part.items = list(zip(page.positions, page.rows, strict=True))
+        part.more = page.more
+        return True
+
     async def _read(self, part: _Part) -> None:
         page = await part.stream.next_page()
         owns = part.source.owns
@@ -229,19 +269,13 @@ class _MergedStream(ResultStream):
         self._seen.add(part.source, page)
 
     def explain(self) -> Explanation:
-        return _explained(self._root, [(part.source, part.stream) for part in self._parts])
+        root = Step("merge", f"of {len(self._parts)}")
+        return _explained(root, [(part.source, part.stream) for part in self._parts])
 
 
-def _read_all(results: Sequence[Any]) -> list[Any]:
-    """Results, read if they are not."""
-    if all(type(result) is Unread and type(result.serializer) is MsgpackSerializer for result in results):
-        usual = MsgpackSerializer()  # one is as good as another
-        return load_all(usual, [(decode_key(key), payload, version) for _, key, version, payload in results])
-    return [_read(result) if type(result) is Unread else result for result in results]
-
-
-def _read(unread: Unread) -> Entity:
-    return unread.serializer.loads(decode_key(unread.key), unread.payload, unread.version)
+@lru_cache(maxsize=256)
+def _positioned(options: RunOptions, page_size: int | None) -> RunOptions:
+    return replace(options, positions=True, page_size=page_size)
 
 
 def _key_of(result: Any) -> Key:
@@ -249,13 +283,18 @@ def _key_of(result: Any) -> Key:
     return key
 
 
-def _share(page_size: int | None, wanted: int | None, sources: int) -> int | None:
-    """How many results to ask each of the sources for, so that a second time is seldom needed."""
+@lru_cache(maxsize=256)
+def _share(page_size: int | None, wanted: int | None, sources: int, *, near: bool = False) -> int | None:
+    """How many results to ask each of the sources for, so that a second time is seldom needed.
+
+    Where they are ``near``, a second time costs about what ten more rows do; else it is a round trip.
+    """
     if page_size is None and wanted is None:
         return None
     page = min(page_size or _LAST_PAGE, _LAST_PAGE if wanted is None else wanted)
     mean = page / sources
-    return min(max(1, page), int(mean + 2 * mean**0.5) + 2)
+    more = 1.5 * mean**0.5 + 1 if near else 2 * mean**0.5 + 2
+    return min(max(1, page), int(mean + more))
 
 
 def _explained(root: Step, parts: Sequence[tuple[Source, ResultStream]]) -> Explanation:
