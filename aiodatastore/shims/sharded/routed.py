@@ -46,7 +46,8 @@ from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, SpanCheck
-from aiodatastore.shims.sharded.streams import Source, merged_stream
+from aiodatastore.shims.sharded.grouping import Member, outcome_of, rounds, together
+from aiodatastore.shims.sharded.streams import Source, counted_below, merged_stream
 from aiodatastore.shims.sharded.together import all_of, outcomes_of
 from aiodatastore.shims.sharded.twophase import ORPHAN_S, SYSTEM_PROJECT, Coordinator, can_prepare
 from aiodatastore.waiting import own_error
@@ -293,14 +294,20 @@ class Routed(Adapter):
         counts = all(function == "count" for function, _ in aggregations)
         limited = query.max_results is not None or query.skip
         if plain and not query.distinct_names and (counts or not limited):
-            return await self._aggregate_each(sources, query, aggregations, options)
+            return await self._aggregate_each(sources, query, aggregations, options, counts=counts)
         return await self._aggregate_merged(sources, query, aggregations, options)
 
     async def _aggregate_each(
-        self, sources: Sequence[Source], query: Query, aggregations: Sequence[Aggregation], options: RunOptions
+        self,
+        sources: Sequence[Source],
+        query: Query,
+        aggregations: Sequence[Aggregation],
+        options: RunOptions,
+        *,
+        counts: bool,
     ) -> AggregateResult:
         wanted = None if query.max_results is None else query.max_results + query.skip
-        below = query.offset(0).limit(wanted)
+        below = counted_below(query, wanted) if counts else query.offset(0).limit(wanted)
         partly = [Aggregation("count" if function == "count" else "total", name) for function, name in aggregations]
         calls = [partial(source.adapter.aggregate, below, partly, options) for source in sources]
         answers = await all_of(calls, inline=self._inline)
@@ -394,14 +401,14 @@ class Routed(Adapter):
                 commit.encoded = fenced
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
-        """Each adapter gets its commits at once; then go, one by one, those that concern several adapters.
+        """Each adapter gets its commits at once; then go those that concern several adapters, together where they can.
 
         A commit over several adapters has the error ``CrossShardError`` where one of them can't prepare it. One that
         only verifies is verified in each; one that is not ``atomic`` is split.
         """
         outcomes: list[Outcome | None] = [None] * len(batch)
         own: dict[int, list[tuple[int, Commit]]] = {}
-        several: list[tuple[int, dict[int, Part]]] = []
+        several: list[Member] = []
         for index, commit in enumerate(batch):
             if self._refuses and (error := self._refusal_of(commit)) is not None:
                 outcomes[index] = Outcome(None, error=error)
@@ -414,7 +421,7 @@ class Routed(Adapter):
             if parts is None:
                 outcomes[index] = Outcome(None, stale_spans=1)
             elif len(parts) > 1:
-                several.append((index, parts))
+                several.append(Member(index, commit, parts))
             elif parts:
                 ((number, part),) = parts.items()
                 own.setdefault(number, []).append((index, part.commit(commit)))
@@ -426,8 +433,11 @@ class Routed(Adapter):
         for (_, commits), answer in zip(own.items(), answers, strict=True):
             for place, (index, _) in enumerate(commits):
                 outcomes[index] = _outcome(answer, place)
-        for index, parts in several:
-            outcomes[index] = await self._commit_several(batch[index], parts)
+        for groups in rounds(several):
+            calls = [partial(self._commit_group, group) for group in groups]
+            for group, found in zip(groups, await all_of(calls), strict=True):
+                for member, outcome in zip(group, found, strict=True):
+                    outcomes[member.place] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _refusal_of(self, commit: Commit) -> DatastoreError | None:
@@ -447,6 +457,30 @@ class Routed(Adapter):
             if outcome.clock is None:
                 outcome.clock = self._clocks[number]
         return found
+
+    async def _commit_group(self, group: Sequence[Member]) -> list[Outcome]:
+        """The outcomes of commits that concern the same adapters, and have nothing to do with each other."""
+        outcomes: dict[int, Outcome] = {}
+        left = list(group)
+        while len(left) > 1:
+            whole = await self._commit_several(*together(left))
+            if whole.version is not None:
+                outcomes |= {member.place: outcome_of(member, whole) for member in left}
+                break
+            if isinstance(whole.error, UnavailableError | DeadlineExceededError):
+                outcomes |= {member.place: failed(whole.error) for member in left}
+                break
+            met = [member for member in left if member.is_met_by(whole.conflicts)]
+            if not met:
+                break  # whose data is at fault is not told: each by itself
+            for member in met:
+                own = {key: whole.conflicts[key] for key in member.commit.checks if key in whole.conflicts}
+                outcomes[member.place] = Outcome(None, own, clock=MIXED)
+            left = [member for member in left if member.place not in outcomes]
+        for member in left:
+            if member.place not in outcomes:
+                outcomes[member.place] = await self._commit_several(member.commit, member.parts)
+        return [outcomes[member.place] for member in group]
 
     async def _commit_several(self, commit: Commit, parts: Mapping[int, Part]) -> Outcome:
         try:
