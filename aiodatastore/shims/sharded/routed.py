@@ -714,7 +714,7 @@ def _check_children(children: Sequence[Adapter], names: Sequence[str]) -> None:
         raise BadArgumentError("a collection of stores needs at least one")
     for child in children:
         if not isinstance(child, Adapter):
-            raise BadArgumentError(f"expected adapters, got {type(child).__name__} {child!r:.80}")
+            raise BadArgumentError(f"expected adapters, got {type(child).__name__}")
     if len(names) != len(children) or len(set(names)) != len(names):
         raise BadArgumentError(f"expected a name of its own for each of {len(children)} stores, got {names!r:.200}")
     stores = [store for child in children for store in stores_of(child)]
