@@ -9,28 +9,25 @@ several rows, one that the scan did not join), are the stages' work; both give t
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
-from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space
+from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space, Span
 
 __all__ = ["DirectSpan", "GivesRows", "RowPage", "direct_span"]
 
 
 @dataclass(frozen=True, slots=True)
 class DirectSpan:
-    """Rows ``lo <= row < hi`` of an index, read ``backward`` or not; positions begin after ``cut`` bytes of them.
+    """The rows of a span of an index, read ``backward`` or not; positions begin after ``cut`` bytes of them.
 
     ``once``: an entity is a result only where it comes first, so that one with several rows has to be looked at.
     """
 
-    lo: bytes
-    hi: bytes
+    span: Span
     backward: bool
     cut: int
     keys_only: bool
@@ -57,6 +54,11 @@ class DirectSpan:
         cut = self.cut
         return [row[cut:] + b"\x00" for row, _, _, _ in rows]
 
+    def beyond(self, row: bytes) -> Span:
+        """The rows that come after one."""
+        space, lo, hi = self.span
+        return Span(space, lo, row) if self.backward else Span(space, row + b"\x00", hi)
+
     def position(self, row: bytes, tail: int) -> bytes:
         """Where the result of a row stands."""
         if not self.backward and not self.key_descending:
@@ -66,24 +68,20 @@ class DirectSpan:
         return (invert(components) if self.backward else components) + (invert(key) if self.key_descending else key)
 
 
-class RowPage(NamedTuple):
-    """Rows that are results as they stand, where they stand, and whether more may follow."""
-
-    positions: list[bytes]
-    rows: list[Row]
-    more: bool
+RowPage = tuple[list[bytes], list[Row], bool]
+"""The positions of results, their rows, and whether more may follow. A plain tuple: a page is merged of several."""
 
 
-class GivesRows(ABC):
+class GivesRows:
     """A stream that may tell which rows are its results, for who merges several and needs some of them only."""
 
-    @abstractmethod
     def rows_now(self, limit: int) -> RowPage | None:
         """The next results, at most ``limit``, as they are stored; None if they can't be had so, or not at once.
 
         Entities are payloads of :class:`~aiodatastore.serializers.MsgpackSerializer`. To be called before the first
         page; the pages then go on after what was given.
         """
+        raise NotImplementedError
 
 
 def direct_span(query: NormalQuery, plans: Sequence[BranchPlan]) -> DirectSpan | None:
@@ -102,8 +100,7 @@ def direct_span(query: NormalQuery, plans: Sequence[BranchPlan]) -> DirectSpan |
     if access.key_filter and key_is_bounded(branch):
         return None
     return DirectSpan(
-        lo=span.prefix + access.lo,
-        hi=span.prefix + access.hi,
+        span=Span(Space.INDEX, span.prefix + access.lo, span.prefix + access.hi),
         backward=access.backward,
         cut=len(span.prefix),
         keys_only=query.query.only_keys,

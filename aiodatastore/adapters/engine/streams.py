@@ -15,7 +15,7 @@ from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
-from aiodatastore.rowstore import Row, Space, Span
+from aiodatastore.rowstore import Row, Space
 from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 
 __all__ = ["EngineStream"]
@@ -50,6 +50,7 @@ class EngineStream(ResultStream, GivesRows):
         if self._metadata or bounds.start or bounds.end is not None or bounds.skip or bounds.limit == 0:
             self._direct = None
         self._given: bytes | None = None
+        self._scans = self._rows_given = 0
         self._run: QueryRun | None = None
         if self._direct is None:
             self._start()
@@ -77,32 +78,24 @@ class EngineStream(ResultStream, GivesRows):
             return None
         bounds, given = self._bounds, self._given
         want = limit if bounds.limit is None else min(limit, bounds.limit)
-        lo, hi = direct.lo, direct.hi
-        if given is not None:
-            lo, hi = (lo, given) if direct.backward else (given + b"\x00", hi)
-        joined = not direct.keys_only
+        span = direct.span if given is None else direct.beyond(given)
         rows: list[Row] = []
-        if lo < hi:
+        if span.lo < span.hi:
             store = engine.reading(options.read_policy)
-            found = store.scan_now(Span(Space.INDEX, lo, hi), want, reverse=direct.backward, with_entities=joined)
+            found = store.scan_now(span, want, reverse=direct.backward, with_entities=not direct.keys_only)
             if found is None or not direct.plain(found) or engine.stale:
                 return None
             rows = found
-        self._note_scan(len(rows), joined=joined)
+        positions = direct.positions(rows)
+        self._scans += 1
         if rows:
-            last, tail, _, _ = rows[-1]
-            self._given = last
-            bounds.move(direct.position(last, tail))
+            self._rows_given += len(rows)
+            self._given = rows[-1][0]
+            bounds.move(positions[-1])
             if bounds.limit is not None:
                 bounds.limit -= len(rows)
         self._done = len(rows) < want or bounds.limit == 0
-        return RowPage(direct.positions(rows), rows, not self._done)
-
-    def _note_scan(self, rows: int, *, joined: bool) -> None:
-        step = self._scanned = self._scanned or Step("scan")
-        step.scans += 1
-        step.rows += rows
-        step.entities += rows if joined else 0
+        return positions, rows, not self._done
 
     def _start(self) -> QueryRun:
         engine = self._engine
@@ -120,6 +113,11 @@ class EngineStream(ResultStream, GivesRows):
             first_size=self._next_size,
             needed=lambda: engine.needed(query),
         )
+        if self._scans:
+            step = run.root.children[0]
+            step.scans += self._scans
+            step.rows += self._rows_given
+            step.entities += 0 if query.only_keys else self._rows_given
         if self._scanned is not None:
             step = run.root.children[0]  # the span's, which was read without the stages
             step.rows += self._scanned.rows
@@ -177,9 +175,9 @@ class EngineStream(ResultStream, GivesRows):
         """The first page, by one scan; None if some row of it is not a result as it stands."""
         bounds, options = self._bounds, self._options
         want = page_limit(options.page_size, options.page_size or FIRST_PAGE, bounds.limit)
-        step = self._scanned = self._scanned or Step("scan")
+        step = self._scanned = Step("scan")
         rows = await self._reader.scan(
-            step, Space.INDEX, direct.lo, direct.hi, want, reverse=direct.backward, join=not direct.keys_only
+            step, Space.INDEX, direct.span.lo, direct.span.hi, want, reverse=direct.backward, join=not direct.keys_only
         )
         keys = direct.keys(rows)
         if keys is None:

@@ -233,18 +233,24 @@ class _MergedStream(ResultStream):
 
     async def _fill(self) -> None:
         """Read the next page of every part that has nothing left, all at once, and merge what can be merged."""
-        while empty := [part for part in self._parts if part.more and not part.items]:
+        parts = self._parts
+        while empty := [part for part in parts if part.more and not part.items]:
             waiting = [part for part in empty if part.rows is None or not self._read_now(part)]
             if waiting:
                 inline = all([Capability.INLINE_READS in part.source.adapter.capabilities for part in waiting])
                 await all_of([partial(self._read, part) for part in waiting], inline=inline)
         # What comes after the last item of a part may be preceded by what that part gives next.
-        safe = min([part.items[-1][0] for part in self._parts if part.more], default=None)
+        safe = min([part.items[-1][0] for part in parts if part.more], default=None)
         ready: list[Item] = []
-        for part in self._parts:
-            cut = len(part.items) if safe is None else bisect_right(part.items, safe, key=_position)
-            ready += part.items[:cut]
-            part.items = part.items[cut:]
+        for part in parts:
+            items = part.items
+            if safe is None or not items or items[-1][0] <= safe:
+                ready += items
+                part.items = []
+            else:
+                cut = bisect_right(items, safe, key=_position)
+                ready += items[:cut]
+                part.items = items[cut:]
         ready.sort(key=_position)
         self._ready, self._next = ready, 0
 
@@ -256,8 +262,8 @@ class _MergedStream(ResultStream):
         if page is None:
             part.rows = None
             return False
-        part.items = list(zip(page.positions, page.rows, strict=True))
-        part.more = page.more
+        positions, rows, part.more = page
+        part.items = list(zip(positions, rows, strict=True))
         return True
 
     async def _read(self, part: _Part) -> None:
