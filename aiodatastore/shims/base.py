@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from aiodatastore.adapters.base import (
@@ -26,7 +26,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
 
-__all__ = ["DEFAULT", "ChildStream", "Shim"]
+__all__ = ["DEFAULT", "ChildStream", "Shim", "listed"]
 
 DEFAULT = RunOptions()
 
@@ -200,3 +200,19 @@ class ChildStream(ResultStream):
     def explain(self) -> Explanation:
         """The child's."""
         return self._child.explain()
+
+
+def listed(what: str, given: object) -> list[Adapter]:
+    """The adapters of the list that a collection was given. What else it is is not shown: a URL may have a password.
+
+    :raises BadArgumentError: if it is no list, or something in it is no adapter
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise BadArgumentError(f"{what}: expected a list of adapters, [one, two, …], got {type(given).__name__}")
+    adapters = list(given)
+    for each in adapters:
+        if not isinstance(each, Adapter):
+            raise BadArgumentError(
+                f"{what}: expected adapters, got {type(each).__name__} (adapter_from_url makes them of URLs)"
+            )
+    return adapters

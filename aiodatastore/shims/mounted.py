@@ -48,7 +48,7 @@ class Mounted(Routed):
 
     def __init__(self, mounts: Mapping[str, Adapter]) -> None:
         if not isinstance(mounts, Mapping):
-            raise BadArgumentError(f"expected a mapping of kinds or root keys to stores, got {mounts!r:.80}")
+            raise BadArgumentError(f"expected a mapping of kinds or root keys to stores, got {type(mounts).__name__}")
         super().__init__(list(mounts.values()), list(mounts))
         self._kinds: dict[str, int] = {}
         self._roots: dict[tuple[str, int | str | None], int] = {}

@@ -23,7 +23,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, DatastoreError, UnavailableError, UnsupportedError
 from aiodatastore.key import Key
 from aiodatastore.rowstore import Capability
-from aiodatastore.shims.base import Shim
+from aiodatastore.shims.base import Shim, listed
 from aiodatastore.shims.cached.copies import Copies, Copy, Place, same_clock, space_of
 
 __all__ = ["Tiered"]
@@ -92,7 +92,7 @@ class Tiered(Shim):
         mark_s: float = 60.0,
         name: str | None = None,
     ) -> None:
-        tiers = list(tiers)
+        tiers = listed("Tiered", tiers)
         if staleness_s is not None and (type(staleness_s) not in (int, float) or not 0 < staleness_s < math.inf):
             raise BadArgumentError(f"Tiered: staleness_s: expected seconds, more than 0, got {staleness_s!r:.80}")
         if type(mark_s) not in (int, float) or not 0 < mark_s < math.inf:
@@ -361,11 +361,8 @@ def _is_newer(copy: Copy, place: Place) -> bool:
     return there.moment < copy.moment or there.read_at < copy.read_at
 
 
-def _check_tiers(tiers: Sequence[Any], staleness_s: float | None) -> None:
+def _check_tiers(tiers: Sequence[Adapter], staleness_s: float | None) -> None:
     """:raises BadArgumentError: if they can't be tiers of each other"""
-    for tier in tiers:
-        if not isinstance(tier, Adapter):
-            raise BadArgumentError(f"Tiered: expected adapters, got {tier!r:.80}")
     if len(tiers) < 2:
         raise BadArgumentError(f"Tiered: expected at least two tiers, got {len(tiers)}")
     last = tiers[-1]

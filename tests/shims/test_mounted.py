@@ -116,10 +116,10 @@ async def test_ids_of_a_kind_are_unique_below_any_root() -> None:
 def test_what_can_not_be_mounted_is_refused() -> None:
     for mounts, message in (
         ({}, "at least one"),
-        ([memory()], "expected a mapping"),
+        ([memory()], "expected a mapping of .*, got list"),
         ({"/Country:GB/City:1": memory()}, "complete root key"),
         ({"/Country": memory()}, "complete root key"),
-        ({"A": memory(), "B": "memory://"}, "expected adapters"),
+        ({"A": memory(), "B": "memory://"}, "expected adapters, got str$"),
     ):
         with pytest.raises(BadArgumentError, match=message):
             Mounted(mounts)  # type: ignore[arg-type]

@@ -164,10 +164,13 @@ def test_what_can_not_be_sharded_is_refused() -> None:
         ([one, Unordered(two)], "another order"),
         ([one, Shim(Sharded([two]))], "sharded itself"),
         ([one, EngineAdapter(MemoryRowStore(), require_indexes=True)], "same require_indexes"),
-        ([one, "memory://"], "expected adapters"),
+        ([one, "memory://me:secret@host"], "expected adapters, got str"),
+        (one, r"expected a list of adapters, \[one, two, …\], got EngineAdapter"),
+        ("memory://", "expected a list of adapters"),
     ):
-        with pytest.raises(BadArgumentError, match=message):
+        with pytest.raises(BadArgumentError, match=message) as caught:
             Sharded(shards)  # type: ignore[arg-type]
+        assert "secret" not in str(caught.value)
     for names in (["a"], ["a", "a"], "ab", ["a", ""]):
         with pytest.raises(BadArgumentError, match="name"):
             Sharded([one, two], names=names)

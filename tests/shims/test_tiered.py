@@ -376,6 +376,8 @@ def test_refused_tiers() -> None:
         Tiered([memory, Blind(adapter_from_url("memory://"))])
     with pytest.raises(BadArgumentError, match="expected adapters"):
         Tiered(["memory://", "memory://"])  # type: ignore[list-item]
+    with pytest.raises(BadArgumentError, match="Tiered: expected a list of adapters"):
+        Tiered(memory)  # type: ignore[arg-type]
     with pytest.raises(BadArgumentError, match="several keys may name one entity"):
         Tiered([memory, LowercaseKeys(adapter_from_url("memory://"))])
     with pytest.raises(BadArgumentError, match="give a name"):

@@ -31,7 +31,7 @@ from aiodatastore.indexing.normal import normalize
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability
-from aiodatastore.shims.base import DEFAULT, ChildStream
+from aiodatastore.shims.base import DEFAULT, ChildStream, listed
 from aiodatastore.shims.sharded.based import Based
 from aiodatastore.shims.sharded.layout import (
     LAYOUT_KEY,
@@ -99,7 +99,7 @@ class Sharded(Routed):
         by: Literal["group"] | By = "group",
         names: Sequence[str] | None = None,
     ) -> None:
-        shards = list(shards)
+        shards = listed("Sharded", shards)
         if names is None:
             names = [str(number) for number in range(len(shards))]
         elif isinstance(names, str) or "" in names or not all(isinstance(name, str) for name in names):
