@@ -365,6 +365,8 @@ def _check_tiers(tiers: Sequence[Adapter], staleness_s: float | None) -> None:
     """:raises BadArgumentError: if they can't be tiers of each other"""
     if len(tiers) < 2:
         raise BadArgumentError(f"Tiered: expected at least two tiers, got {len(tiers)}")
+    if any(tier.url == "null://" for tier in tiers):
+        raise BadArgumentError("Tiered: null:// keeps nothing, neither copies nor what they are copies of")
     last = tiers[-1]
     if Capability.QUERIES not in last.capabilities:
         raise BadArgumentError(f"Tiered: the last tier answers queries, and {last.url} can't")

@@ -350,6 +350,8 @@ async def test_copies_that_expire() -> None:
         (["memory://"], {}, "at least two"),
         (["sqlite:///a.db", "sqlite:///a.db"], {}, "same store"),
         (["memory://", "sqlite:///a.db"], {}, "staleness_s"),
+        (["null://", "memory://"], {}, "keeps nothing"),
+        (["memory://", "null://"], {}, "keeps nothing"),
         (["sqlite:///a.db", "memory://"], {}, "outlive"),
         (["memory://", "memory://"], {"staleness_s": 0}, "staleness_s"),
         (["memory://", "memory://"], {"mark_s": "1"}, "mark_s"),
