@@ -312,7 +312,8 @@ def _mapped(kind: str, what: str, call: Callable[[], Any]) -> Any:
 
 
 def _failed(kind: str, what: str, exc: Exception) -> UnavailableError:
-    return UnavailableError(f"{kind} failed to {what.replace('_', ' ')}: {type(exc).__name__}: {exc}")
+    # What it says is the client's own, and may have the address of a server, or what was to be stored: see the cause.
+    return UnavailableError(f"{kind} failed to {what.replace('_', ' ')}: {type(exc).__name__}")
 
 
 async def _side_by_side(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
