@@ -1072,6 +1072,28 @@ async def test_what_text_in_postgres_cannot_hold(dsn: str, space: str, postgres_
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@127.0.0.1:99999/db",
+        "postgresql://me:secret@127.0.0.1:0/db",
+        "postgresql://me:secret@127.0.0.1:notaport/db",
+        "postgresql://me:secret@127.0.0.1:5432,[::1]:65536/db",
+        "postgresql://me:secret@/db?host=127.0.0.1&port=99999",
+        "postgresql://me:secret@127.0.0.1/db?replica=postgresql://me:secret@127.0.0.1:99999/db",
+    ],
+)
+def test_ports_that_can_not_be_are_refused_before_anything_is_opened(url: str) -> None:
+    with pytest.raises(BadArgumentError, match=r"a port is a number from 1 to 65535$") as caught:
+        Datastore(url)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("hosts", ["127.0.0.1:65535", "[::1]:1", "[::1],b:5432", "", "%2Frun"])
+def test_ports_that_can_be(hosts: str) -> None:
+    assert Datastore(f"postgresql://me:99999999@{hosts}/db").adapter.url.startswith(f"postgresql://me@{hosts}/db")
+
+
+@pytest.mark.parametrize(
     ("url", "told"),
     [
         ("postgresql://me:secret@127.0.0.1:notaport/db", "can't be read"),

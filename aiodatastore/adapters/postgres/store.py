@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import re
 import ssl as ssl_module
 import struct
 import time
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any, Final, Literal, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 import asyncpg
 
@@ -162,6 +163,7 @@ class PostgresRowStore(RowStore):
             raise BadArgumentError(
                 f"target_session_attrs={target_session_attrs!r:.40}: expected one of {', '.join(_SESSION_ATTRS)}"
             )
+        _check_ports(dsn or "")
         self._dsn = dsn
         self._given = pool
         self._schema = schema
@@ -707,6 +709,20 @@ def _take_version(rows: list[Row]) -> int:
             assert version is not None
             return version
     raise AssertionError("no version among the rows")
+
+
+_PORT: Final = re.compile(r":([^\]:]+)$")
+
+
+def _check_ports(dsn: str) -> None:
+    """:raises BadArgumentError: if a port can't be one; what was given is not shown: it may be part of a password"""
+    location, _, settings = dsn.partition("://")[2].partition("?")
+    hosts = location.partition("/")[0].rpartition("@")[2].split(",")
+    ports = [found[1] for host in hosts if (found := _PORT.search(host))]
+    for value in parse_qs(settings).get("port", ()):
+        ports += value.split(",")
+    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
+        raise BadArgumentError("the URL of a PostgreSQL store can't be read: a port is a number from 1 to 65535")
 
 
 def shown_url(dsn: str | None, schema: str) -> str:
