@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery
@@ -18,6 +19,8 @@ from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space, Span
 
 __all__ = ["DirectSpan", "GivesRows", "RowPage", "direct_span"]
+
+_tail, _payload = itemgetter(1), itemgetter(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +39,9 @@ class DirectSpan:
 
     def plain(self, rows: Sequence[Row]) -> bool:
         """Whether all rows are results as they stand."""
-        doubtful = TAIL_MULTI if self.once else 0
-        if doubtful and any([tail & doubtful for _, tail, _, _ in rows]):
+        if self.once and max(map(_tail, rows), default=0) >= TAIL_MULTI and any([row[1] & TAIL_MULTI for row in rows]):
             return False
-        return self.keys_only or not any([payload is None for _, _, _, payload in rows])
-
-    def keys(self, rows: Sequence[Row]) -> list[bytes] | None:
-        """The encoded keys of rows; None if one of them has to be looked at."""
-        if not self.plain(rows):
-            return None
-        return [row[-(tail & TAIL_KEY_MASK) :] for row, tail, _, _ in rows]
+        return self.keys_only or None not in map(_payload, rows)
 
     def positions(self, rows: Sequence[Row]) -> list[bytes]:
         """Where the results of rows stand."""

@@ -15,7 +15,7 @@ from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
-from aiodatastore.rowstore import Row, Space
+from aiodatastore.rowstore import TAIL_KEY_MASK, Row, Space
 from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 
 __all__ = ["EngineStream"]
@@ -179,22 +179,24 @@ class EngineStream(ResultStream, GivesRows):
         rows = await self._reader.scan(
             step, Space.INDEX, direct.span.lo, direct.span.hi, want, reverse=direct.backward, join=not direct.keys_only
         )
-        keys = direct.keys(rows)
-        if keys is None:
+        if not direct.plain(rows):
             self._reader.forget()
             return None
+        serializer = self._engine.serializer
         results: list[Any]
         if direct.keys_only:
-            results = list(map(decode_key, keys))
+            results = [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
         elif self._defers:
-            serializer = self._engine.serializer
             results = [
-                _unread((serializer, key, version or 0, payload or b""))
-                for key, (_, _, version, payload) in zip(keys, rows, strict=True)
+                _unread((serializer, row[-(tail & TAIL_KEY_MASK) :], version or 0, payload or b""))
+                for row, tail, version, payload in rows
             ]
         else:
-            found = [(decode_key(key), row[3] or b"", row[2] or 0) for key, row in zip(keys, rows, strict=True)]
-            results = load_all(self._engine.serializer, found)
+            found = [
+                (decode_key(row[-(tail & TAIL_KEY_MASK) :]), payload or b"", version or 0)
+                for row, tail, version, payload in rows
+            ]
+            results = load_all(serializer, found)
         positions = direct.positions(rows) if options.positions else []
         if rows:
             last, tail, _, _ = rows[-1]
