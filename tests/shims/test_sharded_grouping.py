@@ -19,7 +19,7 @@ from aiodatastore.errors import UnavailableError
 from aiodatastore.rowstore import Space, SpanCheck
 from aiodatastore.shims import Sharded
 from aiodatastore.shims.sharded.grouping import MAX_TOGETHER, Member, rounds, together
-from aiodatastore.shims.sharded.routed import Part
+from aiodatastore.shims.sharded.parts import Part
 
 
 def member(place: int, shards: Iterable[int], reads: Iterable[int] = (), writes: Iterable[int] = ()) -> Member:

@@ -9,13 +9,11 @@ matter in which order they take place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from aiodatastore.adapters.base import MIXED, Commit, Outcome, written_key
 from aiodatastore.key import Key
-
-if TYPE_CHECKING:
-    from aiodatastore.shims.sharded.routed import Part
+from aiodatastore.shims.sharded.parts import Part
 
 __all__ = ["MAX_TOGETHER", "Member", "outcome_of", "rounds", "together"]
 

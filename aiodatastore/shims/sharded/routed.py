@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from aiodatastore.adapters.base import (
     AggregateResult,
     Aggregation,
     Commit,
-    Delete,
     Lookup,
     Moment,
     Outcome,
@@ -45,8 +44,9 @@ from aiodatastore.indexing.merging import Sums
 from aiodatastore.indexing.metadata import METADATA_KINDS
 from aiodatastore.key import Key
 from aiodatastore.query import Query
-from aiodatastore.rowstore import Capability, SpanCheck
+from aiodatastore.rowstore import Capability
 from aiodatastore.shims.sharded.grouping import Member, outcome_of, rounds, together
+from aiodatastore.shims.sharded.parts import Part
 from aiodatastore.shims.sharded.streams import Source, counted_below, merged_stream
 from aiodatastore.shims.sharded.together import all_of, outcomes_of
 from aiodatastore.shims.sharded.twophase import ORPHAN_S, SYSTEM_PROJECT, Coordinator, can_prepare
@@ -58,19 +58,6 @@ _DEFAULT = RunOptions()
 
 _LEAST = (IndexState.ERROR, IndexState.DELETING, IndexState.BUILDING, IndexState.SERVING)
 """The states of an index, the least advanced first."""
-
-
-@dataclass(slots=True)
-class Part:
-    """What of a commit concerns one of the adapters."""
-
-    checks: dict[Key, int] = field(default_factory=dict)
-    spans: list[SpanCheck] = field(default_factory=list)
-    writes: list[Put | Delete] = field(default_factory=list)
-
-    def commit(self, whole: Commit) -> Commit:
-        """It as a commit of its own."""
-        return Commit(self.checks, self.spans, self.writes, whole.token, whole.atomic, whole.after_prepared)
 
 
 class Routed(Adapter):

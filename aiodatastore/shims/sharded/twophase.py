@@ -24,7 +24,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import sniffio
 
@@ -34,11 +34,9 @@ from aiodatastore.errors import DatastoreError, UnavailableError
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability
+from aiodatastore.shims.sharded.parts import Part
 from aiodatastore.shims.sharded.together import all_of, outcomes_of
 from aiodatastore.waiting import to_the_end
-
-if TYPE_CHECKING:
-    from aiodatastore.shims.sharded.routed import Part, Routed
 
 __all__ = ["ORPHAN_S", "SYSTEM_PROJECT", "Coordinator", "can_prepare"]
 
@@ -54,6 +52,19 @@ RECORD_S = 86400.0
 _FIRST_PAUSE_S = 0.01
 _KIND = "Decision"
 _COMMITTED, _ABORTED = "committed", "aborted"
+
+
+class Collection(Protocol):
+    """What of a collection its coordinator needs."""
+
+    adapters: list[Adapter]
+    names: tuple[str, ...]
+
+    def fenced(self, number: int, commit: Commit) -> Commit:
+        """A commit as the adapter gets it."""
+
+    def joined(self, parts: Mapping[int, Part], outcomes: Sequence[Outcome]) -> Outcome:
+        """One outcome of all parts'."""
 
 
 class _Watch:
@@ -79,8 +90,8 @@ class _Watch:
 class Coordinator:
     """Two-phase commits of a collection."""
 
-    def __init__(self, routed: Routed) -> None:
-        self._routed = routed
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
         self._settled: dict[int, list[Key]] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -110,7 +121,7 @@ class Coordinator:
         await outcomes_of([self.forget])
 
     def _adapter(self, number: int) -> Adapter:
-        return self._routed.adapters[number]
+        return self._collection.adapters[number]
 
     async def commit(self, whole: Commit, parts: Mapping[int, Part]) -> Outcome:
         """All parts or none.
@@ -127,8 +138,8 @@ class Coordinator:
         return outcome
 
     async def _commit(self, whole: Commit, parts: Mapping[int, Part]) -> Outcome:
-        home, *others = sorted(parts, key=self._routed.names.__getitem__)
-        name = f"{os.urandom(16).hex()}.{self._routed.names[home]}"
+        home, *others = sorted(parts, key=self._collection.names.__getitem__)
+        name = f"{os.urandom(16).hex()}.{self._collection.names[home]}"
         decision = _decision_key(name)
         found: dict[int, Outcome] = {}
         tried: list[int] = []
@@ -137,7 +148,7 @@ class Coordinator:
             try:
                 with self.watch():
                     outcome = await self._adapter(number).prepare(
-                        self._routed.fenced(number, parts[number].commit(whole)), name
+                        self._collection.fenced(number, parts[number].commit(whole)), name
                     )
             except DatastoreError as exc:
                 await self._resolve(tried, name, commit=False)  # whether it was prepared is not known
@@ -157,7 +168,7 @@ class Coordinator:
         )
         try:
             with self.watch():
-                (outcome,) = await self._adapter(home).commit([self._routed.fenced(home, own)])
+                (outcome,) = await self._adapter(home).commit([self._collection.fenced(home, own)])
         except DatastoreError as exc:
             self._settled.setdefault(home, []).extend(forgotten)
             version = await self._settle(name, others)
@@ -175,7 +186,7 @@ class Coordinator:
         if await self._resolve(others, name, commit=True):
             self._settled.setdefault(home, []).append(decision)
         ordered = {number: parts[number] for number in found}
-        return self._routed.joined(ordered, list(found.values()))
+        return self._collection.joined(ordered, list(found.values()))
 
     async def _resolve(self, numbers: Sequence[int], name: str, *, commit: bool) -> bool:
         """Tell adapters; those that can't be reached are told again soon, or by a sweep. Whether all were told now."""
@@ -212,7 +223,7 @@ class Coordinator:
         return version
 
     async def _decide(self, name: str) -> int | None:
-        home = self._adapter(self._routed.names.index(name.partition(".")[2]))
+        home = self._adapter(self._collection.names.index(name.partition(".")[2]))
         key = _decision_key(name)
         while True:
             record = (await home.lookup([key], read_policy=ReadPolicy.CURRENT)).entities[0]
@@ -227,9 +238,9 @@ class Coordinator:
     async def sweep(self, older_than_s: float = ORPHAN_S) -> int:
         """Settle what was prepared at least so long ago; how many commits that were."""
         orphans: dict[str, list[int]] = {}
-        for number, found in enumerate(await all_of([child.prepared for child in self._routed.adapters])):
+        for number, found in enumerate(await all_of([child.prepared for child in self._collection.adapters])):
             for name, age_s in found:
-                if age_s >= older_than_s and name.partition(".")[2] in self._routed.names:
+                if age_s >= older_than_s and name.partition(".")[2] in self._collection.names:
                     orphans.setdefault(name, []).append(number)
         for name, numbers in orphans.items():
             await self._settle(name, numbers)
@@ -242,11 +253,11 @@ class Coordinator:
             await self._adapter(number).commit([Commit(writes=list(map(Delete, keys)))])
         waiting = {
             _decision_key(name)
-            for found in await all_of([child.prepared for child in self._routed.adapters])
+            for found in await all_of([child.prepared for child in self._collection.adapters])
             for name, _ in found
         }
         before = time.time() - older_than_s
-        for child in self._routed.adapters:
+        for child in self._collection.adapters:
             stream = child.run(Query(_KIND, project=SYSTEM_PROJECT), RunOptions())
             more = True
             while more:
