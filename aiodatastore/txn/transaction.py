@@ -1,53 +1,17 @@
-"""Transactions: optimistic, serializable, and task-safe.
-
-A :class:`Transaction` notes the version of every entity it reads and every span it scans, and buffers its
-writes. Its commit sends both; the store verifies and applies them at once, or not at all. No connection and no lock
-of the store is held while the application's code runs.
-
-*One moment.* All reads of a transaction are of one moment of the store. Each read narrows the interval in which all
-that was seen held: an entity of version 5 found at version 9 held from 5 to 9; that something is absent, and
-a scan, held at 9. If the interval would become empty, everything is verified again in one round trip: either all of
-it holds now, or the attempt ends as a conflict there and then. A transaction that wrote nothing therefore has
-nothing to verify at its end: it took place at that moment, whatever was written since.
-
-*Tasks.* The current transaction is kept in a context variable: tasks started inside take part in it, side by side
-if they like. When it ends, it is closed first: whatever of its operations is still under way, in a task that
-outlives it, raises :class:`~aiodatastore.errors.TransactionClosedError`, and so does all that this task does
-with the datastore later, unless it goes outside with ``non_transactional`` or ``Propagation.INDEPENDENT``.
-
-*Cancellation* rolls back: nothing was sent yet. A commit that was sent is waited for, its ``on_commit`` callbacks
-run if it succeeded, and then the cancellation goes on.
-"""
+"""One attempt of a transaction: what it reads, what it is about to write, and its end."""
 
 from __future__ import annotations
 
 import enum
-import functools
 import inspect
 import math
-import random
-import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 
-from aiodatastore.adapters.base import (
-    MIXED,
-    Adapter,
-    AggregateResult,
-    Commit,
-    Delete,
-    Lookup,
-    Outcome,
-    Page,
-    Put,
-    ReadPolicy,
-)
+from aiodatastore.adapters.base import Adapter, AggregateResult, Commit, Delete, Outcome, Page, Put, ReadPolicy
 from aiodatastore.arguments import (
-    check_retries,
     check_timeout,
     check_ttl,
     complete_key,
@@ -55,8 +19,8 @@ from aiodatastore.arguments import (
     entities_to_write,
     expected_versions,
 )
-from aiodatastore.batching import MAX_BATCH_KEYS, ChainedCommit, NotSentError
-from aiodatastore.contention import MAX_LINES, News
+from aiodatastore.batching import MAX_BATCH_KEYS, ChainedCommit
+from aiodatastore.contention import News
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
     BadArgumentError,
@@ -66,250 +30,22 @@ from aiodatastore.errors import (
     DeadlineExceededError,
     EntityExistsError,
     EntityNotFoundError,
-    Rollback,
     TransactionClosedError,
     TransactionFailedError,
     TransactionStateError,
     UnavailableError,
 )
 from aiodatastore.key import Key
-from aiodatastore.rowstore import EXISTS, SpanCheck
+from aiodatastore.txn.current import Frame, current_frame
+from aiodatastore.txn.view import View, conflict, held
 
 if TYPE_CHECKING:
-    from aiodatastore.batching import Channel
     from aiodatastore.bound_query import BoundQuery
     from aiodatastore.datastore import Datastore
 
-__all__ = ["Propagation", "Transaction", "transactional"]
+__all__ = ["State", "Transaction", "version_conflict", "within"]
 
-BACKOFF_S = 0.002
-"""Upper bound of the first pause before a retry; it doubles each time. The pause is random below it."""
-MAX_BACKOFF_S = 1.0
-MAX_COLLISIONS = 64
-"""Attempts, beyond the retries, that may be spent on automatic ids that met entities put under explicit ones."""
-
-P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Propagation(enum.StrEnum):
-    """What a transactional call does when there is a transaction already (and when there is none)."""
-
-    ALLOWED = "allowed"
-    """Join it; outside begin one."""
-    MANDATORY = "mandatory"
-    """Join it; outside raise ``TransactionStateError``."""
-    INDEPENDENT = "independent"
-    """Pause it and begin another, which commits or fails on its own."""
-    NESTED = "nested"
-    """Begin one within it, whose writes join the outer one's when it ends well and vanish when it does not."""
-
-
-# ------------------------------------------------------------------------------ the current transaction
-
-
-class _Frame:
-    """What holds inside: the transaction (None: paused) of a datastore; ``outer`` says what of the others."""
-
-    __slots__ = ("datastore", "outer", "transaction")
-
-    def __init__(self, datastore: Datastore, transaction: Transaction | None, outer: _Frame | None) -> None:
-        self.datastore = datastore
-        self.transaction = transaction
-        self.outer = outer
-
-
-current_frame: ContextVar[_Frame | None] = ContextVar("aiodatastore_transaction", default=None)
-open_datastores: weakref.WeakSet[Datastore] = weakref.WeakSet()
-
-
-def transaction_of(datastore: Datastore) -> Transaction | None:
-    """The current transaction of a datastore, ended or not; None outside and where it is paused."""
-    frame = current_frame.get()
-    while frame is not None:
-        if frame.datastore is datastore:
-            return frame.transaction
-        frame = frame.outer
-    return None
-
-
-# ------------------------------------------------------------------------------------------- what it saw
-
-
-class _View:
-    """What a transaction (with all that is nested in it) has read, and when all of it held."""
-
-    __slots__ = (
-        "_lock",
-        "clock",
-        "contended",
-        "doomed",
-        "entities",
-        "followed",
-        "follows",
-        "guess",
-        "reads",
-        "since",
-        "spans",
-        "until",
-    )
-
-    def __init__(self) -> None:
-        self.reads: dict[Key, int] = {}
-        self.entities: dict[Key, Entity | None] = {}
-        self.spans: dict[tuple[Any, ...], SpanCheck] = {}
-        self.since: float = 0
-        self.until = math.inf
-        self.clock: object = None
-        """What the two count on; MIXED: nothing, what was read is of several stores, so that each read verifies all."""
-        self.doomed = False
-        self.contended: set[Key] = set()
-        self.follows: ChainedCommit | None = None
-        """The commit whose entity was read before it was known to hold; then nothing else was read."""
-        self.guess = 0
-        """The version that the entity seemed to have."""
-        self.followed = False
-        """Whether an entity was read that way."""
-        self._lock: anyio.Lock | None = None
-
-    @property
-    def empty(self) -> bool:
-        return not self.reads and not self.spans and self.follows is None
-
-    def follow(self, key: Key, news: News) -> None:
-        """Read an entity as a commit writes it that is under way."""
-        self.follows = news.commit
-        self.followed = True
-        self.guess = news.version
-        self.entities[key] = news.entity
-
-    async def know(self) -> None:
-        """Wait until the commit whose entity was read is known to hold.
-
-        :raises TransactionFailedError: if it does not
-        """
-        commit = self.follows
-        if commit is None:
-            return
-        if commit.outcome is None:
-            await commit.done.wait()
-        if self.follows is commit:  # else another task was here
-            self.follows = None
-            outcome = commit.outcome
-            if outcome is None or outcome.version is None:
-                raise self.doom((commit.key,))
-            entity = self.entities.get(commit.key)
-            version = outcome.version_of(commit.key)
-            if entity is not None:
-                entity.version = version
-            known = {commit.key: 0 if entity is None else version}
-            self._add(known, (), outcome.version, outcome.version, outcome.clock)
-        if self.doomed:
-            raise _conflict(self.contended)
-
-    def note(self, key: Key, version: int, since: int, until: int, clock: object) -> bool:
-        """:meth:`admit` of one entity, where that needs no waiting; False: nothing was added."""
-        if since > self.until or until < self.since or clock is not self.clock or key in self.reads:
-            return False
-        if self._lock is not None and self._lock.locked():
-            return False
-        self.reads[key] = version
-        self.since = max(self.since, since)
-        self.until = min(self.until, until)
-        return True
-
-    async def admit(
-        self,
-        channel: Channel,
-        reads: Mapping[Key, int],
-        spans: Iterable[SpanCheck],
-        since: float,
-        until: float,
-        clock: object,
-    ) -> None:
-        """Add what was seen, and held at least from ``since`` to ``until`` on a clock.
-
-        :raises TransactionFailedError: if it did not all hold at one moment
-        """
-        if self._lock is None or not self._lock.locked():
-            self._add(reads, spans, since, until, clock)
-            if self.since <= self.until:
-                return
-            reads, spans = {}, ()
-            self._lock = self._lock or anyio.Lock()
-        async with self._lock:  # while all is verified, nothing is added to it
-            if self.doomed:
-                raise _conflict(self.contended)
-            self._add(reads, spans, since, until, clock)
-            if self.since > self.until:
-                await self._verify(channel)
-
-    def _add(
-        self, reads: Mapping[Key, int], spans: Iterable[SpanCheck], since: float, until: float, clock: object
-    ) -> None:
-        known = self.reads
-        if clock is not self.clock:
-            self.clock = clock if self.until == math.inf else MIXED
-        for key, version in reads.items():
-            before = known.get(key)
-            if before is None or (before == EXISTS and version > 0):
-                known[key] = version
-            elif before != version and not (version == EXISTS and before > 0):
-                raise self.doom((key,))
-        for span in spans:
-            place = (span.space, span.lo, span.hi, span.owner)
-            earlier = self.spans.get(place)
-            if earlier is not None:
-                # One of the two may be a count alone: then only the numbers can be compared.
-                differ = None not in (earlier.digest, span.digest) and earlier.digest != span.digest
-                if differ or earlier.count != span.count:
-                    raise self.doom(())
-            if earlier is None or earlier.digest is None:
-                self.spans[place] = span
-        self.since = max(self.since, since)
-        self.until = min(self.until, until)
-        if self.clock is MIXED:
-            self.since, self.until = 1, 0
-
-    async def _verify(self, channel: Channel) -> None:
-        """Make sure that all of it holds at one moment: now."""
-        outcome, cancelled = await channel.commit(self.as_commit())
-        if cancelled is not None:
-            raise cancelled
-        if outcome.version is None:
-            raise self.doom(outcome.conflicts)
-        if self.clock is not MIXED:
-            self.since = self.until = outcome.version
-
-    def as_commit(self) -> Commit:
-        """A commit that only verifies."""
-        return Commit(checks=dict(self.reads), spans=tuple(self.spans.values()))
-
-    def doom(self, keys: Iterable[Key]) -> TransactionFailedError:
-        self.doomed = True
-        self.contended.update(keys)
-        return _conflict(keys)
-
-
-def _conflict(keys: Iterable[Key], attempts: int = 1) -> TransactionFailedError:
-    named = ", ".join(map(repr, list(keys)[:3]))
-    what = f" ({named})" if named else ""
-    return TransactionFailedError(
-        f"what this transaction read has changed since{what}: it was rolled back and can be run again",
-        attempts=attempts,
-    )
-
-
-def _held(found: Lookup) -> tuple[int, int, object]:
-    """From when to when all that was found was so, and on which clock."""
-    if found.moments is None:
-        versions = [found.version if entity is None else entity.version for entity in found.entities]
-        return max(versions), found.version, found.clock
-    since = until = found.moments[0].version
-    for entity, moment in zip(found.entities, found.moments, strict=True):
-        since = max(since, moment.version if entity is None else entity.version)
-        until = min(until, moment.version)
-    return since, until, found.clock
 
 
 _NO_NEWS: dict[Key, News] = {}
@@ -326,7 +62,7 @@ class _Write:
         self.ttl_s = ttl_s
 
 
-class _State(enum.Enum):
+class State(enum.Enum):
     ACTIVE = "is active"
     COMMITTING = "is being committed"
     COMMITTED = "was committed"
@@ -390,12 +126,12 @@ class Transaction:
         self._queues = queues  # whether it stands in line for contended keys
         self._line: list[Key] = []
         self._news: dict[Key, News] = _NO_NEWS
-        self._view: _View = parent._view if parent is not None else _View()
+        self._view: View = parent._view if parent is not None else View()
         self._writes: dict[Key, _Write] = {}
         self._sources: list[Entity] = []
         self._completed: list[tuple[Entity, Key]] = []
         self._callbacks: list[Callable[[], Any]] = []
-        self._state = _State.ACTIVE
+        self._state = State.ACTIVE
 
     def __repr__(self) -> str:
         nested = "nested, " if self._parent is not None else ""
@@ -404,7 +140,7 @@ class Transaction:
     @property
     def is_active(self) -> bool:
         """Whether it can be used: neither ended nor in conflict."""
-        if self._state is not _State.ACTIVE or self._view.doomed:
+        if self._state is not State.ACTIVE or self._view.doomed:
             return False
         return self._parent is None or self._parent.is_active
 
@@ -487,7 +223,7 @@ class Transaction:
             versions = {
                 key: 0 if entity is None else entity.version for key, entity in zip(chunk, found.entities, strict=True)
             }
-            since, until, clock = _held(found)
+            since, until, clock = held(found)
             await self._view.admit(self._channel, versions, (), since, until, clock)
             self.check_usable()
             for key, entity in zip(chunk, found.entities, strict=True):
@@ -739,14 +475,14 @@ class Transaction:
         """
         self.check_usable()
         if not await self._try_commit(math.inf):
-            raise _conflict(self._view.contended)
+            raise conflict(self._view.contended)
 
     async def rollback(self) -> None:
         """Forget the writes. Allowed once, also after a conflict.
 
         :raises TransactionClosedError: if it has ended already
         """
-        if self._state is not _State.ACTIVE:
+        if self._state is not State.ACTIVE:
             raise self._closed_error()
         self._discard()
 
@@ -754,7 +490,7 @@ class Transaction:
         """Commit and run the callbacks; False if there was a conflict."""
         view = self._view
         if view.doomed:
-            self._discard(_State.FAILED)
+            self._discard(State.FAILED)
             return False
         if self._parent is not None:
             self._parent.check_usable()
@@ -767,16 +503,16 @@ class Transaction:
             try:
                 await view.know()
             except TransactionFailedError:
-                self._discard(_State.FAILED)
+                self._discard(State.FAILED)
                 return False
         commit = self._as_commit()
         cancelled = None
         if commit is None and view.followed and await self._is_stale():
             # Others may have written since, and told of it before this one began.
-            self._discard(_State.FAILED)
+            self._discard(State.FAILED)
             return False
         if commit is not None:
-            self._state = _State.COMMITTING
+            self._state = State.COMMITTING
             if key is not None:
                 await self._breathe()
             chained = self._chained(commit, key) if key is not None else None
@@ -789,7 +525,7 @@ class Transaction:
                     outcome, cancelled = await self._channel.commit(commit, deadline)
             except BaseException as exc:
                 # Where the outcome is unknown, a completed key stays: putting it again writes the same entity.
-                self._discard(_State.FAILED, restore=not isinstance(exc, UnavailableError))
+                self._discard(State.FAILED, restore=not isinstance(exc, UnavailableError))
                 raise
             finally:
                 if chained is not None:
@@ -798,7 +534,7 @@ class Transaction:
             if outcome.version is None:
                 view.contended.update(outcome.conflicts)
                 self.collided = [key for key in outcome.conflicts if self._writes.get(key, _NEVER).fresh]
-                self._discard(_State.FAILED)
+                self._discard(State.FAILED)
                 if cancelled is not None:
                     raise cancelled
                 return False
@@ -807,7 +543,7 @@ class Transaction:
                 if write is not None and write.entity is not None:
                     source.version = outcome.version_of(source.key)
             self._hand_over(waiting, outcome)
-        self._state = _State.COMMITTED
+        self._state = State.COMMITTED
         callbacks = self._callbacks
         self._forget()
         if callbacks:
@@ -836,7 +572,7 @@ class Transaction:
         try:
             await self._channel.breathe_if_due()
         except BaseException:
-            self._discard(_State.FAILED)
+            self._discard(State.FAILED)
             raise
 
     def _chain_key(self) -> Key | None:
@@ -868,12 +604,12 @@ class Transaction:
         parent._sources += self._sources
         parent._completed += self._completed
         parent._callbacks += self._callbacks
-        self._state = _State.COMMITTED
+        self._state = State.COMMITTED
         self._forget()
 
-    def _discard(self, state: _State = _State.ROLLED_BACK, *, restore: bool = True) -> None:
+    def _discard(self, state: State = State.ROLLED_BACK, *, restore: bool = True) -> None:
         """Roll back, if it has not ended yet: nothing of it was sent."""
-        if self._state in (_State.ACTIVE, _State.COMMITTING):
+        if self._state in (State.ACTIVE, State.COMMITTING):
             self._state = state
             if restore:
                 for source, key in reversed(self._completed):
@@ -927,7 +663,7 @@ class Transaction:
     async def _run_callbacks(self, callbacks: Iterable[Callable[[], Any]], cancelled: BaseException | None) -> None:
         """Run all of them, then raise what they raised, or the cancellation that came before or meanwhile."""
         outer = current_frame.get()
-        current_frame.set(_Frame(self._datastore, None, outer))
+        current_frame.set(Frame(self._datastore, None, outer))
         errors: list[Exception] = []
         cancelled_type = anyio.get_cancelled_exc_class()
         try:
@@ -957,7 +693,7 @@ class Transaction:
 
     def check_usable(self) -> None:
         """:raises TransactionClosedError: unless it can be used"""
-        if self._state is not _State.ACTIVE or self._view.doomed:
+        if self._state is not State.ACTIVE or self._view.doomed:
             raise self._closed_error()
         if self._parent is not None:
             self._parent.check_usable()
@@ -969,7 +705,7 @@ class Transaction:
             raise TransactionStateError("this transaction is read-only: begin it without read_only to write in it")
 
     def _closed_error(self) -> TransactionClosedError:
-        if self._view.doomed and self._state is _State.ACTIVE:
+        if self._view.doomed and self._state is State.ACTIVE:
             return TransactionClosedError(
                 "this transaction has met a conflict: let the error pass, so that it is rolled back and run again"
             )
@@ -1007,413 +743,3 @@ async def within(timeout: float | None, operation: Awaitable[T]) -> T:
     with anyio.move_on_after(timeout):
         return await operation
     raise DeadlineExceededError(f"the timeout of {timeout} s passed: nothing was written")
-
-
-# ---------------------------------------------------------------------------------------------- running
-
-
-class _TransactionTimeoutError(TransactionFailedError, DeadlineExceededError):
-    """The time of a transaction was used up."""
-
-
-async def run_in_transaction(
-    datastore: Datastore,
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    *,
-    retries: int,
-    timeout: float | None,
-    read_only: bool,
-    propagation: Propagation | None,
-) -> Any:
-    """See ``Datastore.run_in_transaction``."""
-    check_retries(retries)
-    check_timeout(timeout)
-    inside = transaction_of(datastore)
-    how = _how(inside, propagation)
-    if how is Propagation.ALLOWED:
-        return await within(timeout, _call(function, args, kwargs))
-    if how is Propagation.NESTED:
-        return await within(timeout, _run_nested(inside, function, args, kwargs, read_only))
-    return await _run_new(datastore, function, args, kwargs, retries, timeout, read_only)
-
-
-def _how(inside: Transaction | None, propagation: Propagation | None) -> Propagation:
-    """ALLOWED: join the current one; NESTED: begin one in it; INDEPENDENT: begin one."""
-    if propagation is not None and not isinstance(propagation, Propagation):
-        raise BadArgumentError(f"propagation: expected a Propagation, got {propagation!r:.80}")
-    if inside is None:
-        if propagation is Propagation.MANDATORY:
-            raise TransactionStateError("propagation MANDATORY: there is no current transaction; call this inside one")
-        return Propagation.INDEPENDENT
-    if propagation is None:
-        inside.check_usable()
-        raise TransactionStateError(
-            "there is a current transaction already: say with propagation= whether to join it (ALLOWED), to nest "
-            "(NESTED), or to begin an independent one (INDEPENDENT)"
-        )
-    if propagation is Propagation.INDEPENDENT:
-        return propagation
-    inside.check_usable()
-    return Propagation.NESTED if propagation is Propagation.NESTED else Propagation.ALLOWED
-
-
-async def _call(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    result = function(*args, **kwargs)
-    return await result if inspect.isawaitable(result) else result
-
-
-def _is_rollback(exc: BaseException) -> bool:
-    """Whether this is a Rollback, or (from a task group) nothing but Rollbacks."""
-    if isinstance(exc, BaseExceptionGroup):
-        return all(map(_is_rollback, exc.exceptions))
-    return isinstance(exc, Rollback)
-
-
-async def _run_nested(
-    parent: Transaction | None,
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    read_only: bool,
-) -> Any:
-    assert parent is not None
-    async with TransactionContext(parent._datastore, Propagation.NESTED, read_only):
-        return await _call(function, args, kwargs)
-    return None  # rolled back
-
-
-async def _run_new(
-    datastore: Datastore,
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    retries: int,
-    timeout: float | None,
-    read_only: bool,
-) -> Any:
-    deadline = math.inf if timeout is None else anyio.current_time() + timeout
-    # One that runs inside of another must not wait in a line that the other may hold.
-    queues = transaction_of(datastore) is None
-    attempts = conflicts = collisions = 0
-    contended: set[Key] = set()
-    while True:
-        attempts += 1
-        # What a cache has may be why the last attempt failed.
-        policy = ReadPolicy.STRONG if attempts == 1 else ReadPolicy.CURRENT
-        transaction = Transaction(datastore, read_only=read_only, managed=True, queues=queues, read_policy=policy)
-        attempt = _Attempt(transaction, contended if queues else ())
-        if await attempt.run(function, args, kwargs, deadline):
-            return attempt.result
-        if attempt.timed_out:
-            raise _timed_out(timeout, attempts)
-        if transaction.collided and len(transaction.collided) == len(transaction._view.contended):
-            collisions += 1
-            await _skip_ids(datastore, transaction.collided, collisions)
-            if collisions <= MAX_COLLISIONS:
-                continue
-        contended |= transaction._view.contended.difference(transaction.collided)
-        if conflicts >= retries:
-            raise _exhausted(attempts, contended) from attempt.error
-        pause = random.uniform(0, min(MAX_BACKOFF_S, BACKOFF_S * 2**conflicts))
-        conflicts += 1
-        if deadline != math.inf and anyio.current_time() + pause >= deadline:
-            raise _timed_out(timeout, attempts) from attempt.error
-        await anyio.sleep(pause)
-
-
-class _Attempt:
-    """One run of a transactional function, and its commit."""
-
-    __slots__ = ("contended", "error", "result", "timed_out", "transaction")
-
-    def __init__(self, transaction: Transaction, contended: Iterable[Key]) -> None:
-        self.transaction = transaction
-        self.contended = contended
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.timed_out = False
-
-    async def run(
-        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], deadline: float
-    ) -> bool:
-        """Whether the transaction is done: committed, or rolled back as the function wished."""
-        transaction = self.transaction
-        outer = current_frame.get()
-        try:
-            if deadline == math.inf:
-                done = await self._call(function, args, kwargs)
-            else:
-                done = None
-                with anyio.CancelScope(deadline=deadline) as scope:
-                    done = await self._call(function, args, kwargs)
-                if scope.cancelled_caught:
-                    self.timed_out = True
-                    return False
-            current_frame.set(outer)
-            if done is None:
-                try:
-                    done = await transaction._try_commit(deadline)
-                except NotSentError:
-                    self.timed_out = True
-                    return False
-            return done
-        finally:
-            current_frame.set(outer)
-            transaction._discard()
-            transaction._leave_lines()
-
-    async def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool | None:
-        """True: rolled back on request; False: a conflict; None: to be committed."""
-        transaction = self.transaction
-        contention = transaction._datastore._contention
-        for key in sorted(self.contended)[:MAX_LINES]:
-            if await contention.enter(key):
-                transaction._take_place(key)
-        current_frame.set(_Frame(transaction._datastore, transaction, current_frame.get()))
-        try:
-            self.result = await _call(function, args, kwargs)
-        except Exception as exc:
-            self.result = None
-            try:
-                await transaction._view.know()
-            except TransactionFailedError:
-                self.error = exc
-                return False
-            if not transaction._view.doomed:
-                if _is_rollback(exc):
-                    return True
-                if not await transaction._is_stale():
-                    raise
-            self.error = exc
-            return False
-        return None
-
-
-async def _skip_ids(datastore: Datastore, collided: Iterable[Key], collisions: int) -> None:
-    for key in {(key.project, key.namespace, key.kind): key for key in collided}.values():
-        await datastore._ids.take(key, 0, skip=2**collisions)
-
-
-def _timed_out(timeout: float | None, attempts: int) -> _TransactionTimeoutError:
-    return _TransactionTimeoutError(
-        f"the transaction's time of {timeout} s was used up in attempt {attempts}: nothing was written",
-        attempts=attempts,
-    )
-
-
-def _exhausted(attempts: int, contended: Iterable[Key]) -> TransactionFailedError:
-    named = ", ".join(map(repr, sorted(contended)[:3]))
-    what = f" on {named}" if named else ""
-    return TransactionFailedError(
-        f"the transaction met a conflict{what} on each of {attempts} attempts: nothing was written; allow more "
-        "retries, or let fewer transactions change the same entities",
-        attempts=attempts,
-    )
-
-
-# ---------------------------------------------------------------------------------------- front doors
-
-
-class TransactionContext:
-    """``async with datastore.transaction() as transaction``: one attempt, committed at the end of the block."""
-
-    __slots__ = ("_datastore", "_outer", "_propagation", "_read_only", "_transaction")
-
-    def __init__(self, datastore: Datastore, propagation: Propagation | None, read_only: bool) -> None:
-        self._datastore = datastore
-        self._propagation = propagation
-        self._read_only = read_only
-        self._transaction: Transaction | None = None
-        self._outer: _Frame | None = None
-
-    async def __aenter__(self) -> Transaction:
-        inside = transaction_of(self._datastore)
-        how = _how(inside, self._propagation)
-        if how is Propagation.ALLOWED and inside is not None:
-            return inside
-        parent = inside if how is Propagation.NESTED else None
-        read_only = self._read_only or (parent is not None and parent.read_only)
-        self._transaction = Transaction(
-            self._datastore, read_only=read_only, parent=parent, managed=parent is not None and parent._managed
-        )
-        self._outer = current_frame.get()
-        current_frame.set(_Frame(self._datastore, self._transaction, self._outer))
-        return self._transaction
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        transaction, self._transaction = self._transaction, None
-        if transaction is None:  # joined
-            return False
-        try:
-            if transaction._state is not _State.ACTIVE:  # ended by hand
-                return exc is not None and _is_rollback(exc)
-            if exc is None:
-                current_frame.set(self._outer)
-                if not await transaction._try_commit(math.inf):
-                    raise _conflict(transaction._view.contended)
-                return False
-            if not isinstance(exc, Exception):
-                return False
-            if transaction._parent is not None:
-                return _is_rollback(exc) and not transaction._view.doomed
-            if _is_rollback(exc):
-                return True
-            if not transaction._view.doomed and not await transaction._is_stale():
-                return False
-            if isinstance(exc, TransactionFailedError) and transaction._view.doomed:
-                return False
-            raise _conflict(transaction._view.contended) from exc
-        finally:
-            current_frame.set(self._outer)
-            transaction._discard()
-
-
-class NonTransactional:
-    """``datastore.non_transactional``: a decorator and context manager that pauses the current transaction."""
-
-    __slots__ = ("_allow_existing", "_datastore", "_outer")
-
-    def __init__(self, datastore: Datastore, allow_existing: bool) -> None:
-        self._datastore = datastore
-        self._allow_existing = allow_existing
-        self._outer: list[_Frame | None] = []
-
-    def __enter__(self) -> None:
-        if not self._allow_existing and transaction_of(self._datastore) is not None:
-            raise TransactionStateError("this is not allowed inside a transaction (allow_existing=False)")
-        self._outer.append(current_frame.get())
-        current_frame.set(_Frame(self._datastore, None, self._outer[-1]))
-
-    def __exit__(self, *exc_info: object) -> None:
-        current_frame.set(self._outer.pop())
-
-    async def __aenter__(self) -> None:
-        self.__enter__()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.__exit__()
-
-    def __call__(self, function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        check_async(function)
-
-        @functools.wraps(function)
-        async def paused(*args: P.args, **kwargs: P.kwargs) -> T:
-            with NonTransactional(self._datastore, self._allow_existing):
-                return await function(*args, **kwargs)
-
-        return paused
-
-
-def check_async(function: Any) -> None:
-    """:raises BadArgumentError: unless it is a coroutine function"""
-    if not inspect.iscoroutinefunction(inspect.unwrap(function) if callable(function) else function) and not (
-        inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  (its type is asked for)
-    ):
-        raise BadArgumentError(f"expected an async function (async def without yield), got {function!r:.120}")
-
-
-def check_options(retries: int, timeout: float | None, propagation: Propagation) -> None:
-    """:raises BadArgumentError: if an option of a decorator is not one"""
-    check_retries(retries)
-    check_timeout(timeout)
-    if not isinstance(propagation, Propagation):
-        raise BadArgumentError(f"propagation: expected a Propagation, got {propagation!r:.80}")
-
-
-def decorated(
-    function: Callable[..., Any],
-    find: Callable[[], Datastore],
-    *,
-    retries: int,
-    timeout: float | None,
-    read_only: bool,
-    propagation: Propagation,
-) -> Callable[..., Any]:
-    """``function``, run in a transaction of the datastore that ``find`` finds when it is called."""
-    check_async(function)
-
-    @functools.wraps(function)
-    async def in_transaction(*args: Any, **kwargs: Any) -> Any:
-        return await run_in_transaction(
-            find(),
-            function,
-            args,
-            kwargs,
-            retries=retries,
-            timeout=timeout,
-            read_only=read_only,
-            propagation=propagation,
-        )
-
-    return in_transaction
-
-
-def find_datastore() -> Datastore:
-    """The datastore of the current transaction, else the only open one of the process.
-
-    :raises TransactionStateError: if there is none, or more than one
-    """
-    frame = current_frame.get()
-    while frame is not None:
-        if frame.transaction is not None:
-            return frame.datastore
-        frame = frame.outer
-    found = list(open_datastores)
-    if len(found) == 1:
-        return found[0]
-    there = "no datastore is open" if not found else f"{len(found)} datastores are open"
-    raise TransactionStateError(
-        f"{there}: name the one to use, @transactional(datastore=...), or open exactly one before the call"
-    )
-
-
-@overload
-def transactional(function: Callable[P, Awaitable[T]], /) -> Callable[P, Awaitable[T]]: ...
-@overload
-def transactional(
-    *,
-    datastore: Datastore | None = None,
-    retries: int = 3,
-    timeout: float | None = None,
-    read_only: bool = False,
-    propagation: Propagation = Propagation.ALLOWED,
-) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]: ...
-def transactional(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    datastore: Datastore | None = None,
-    retries: int = 3,
-    timeout: float | None = None,
-    read_only: bool = False,
-    propagation: Propagation = Propagation.ALLOWED,
-) -> Any:
-    """Run an async function in a transaction; for functions of modules that have no datastore at hand.
-
-    As ``Datastore.transactional``. The datastore is the one given, else that of the current transaction,
-    else the only one that is open in this process when the function is called.
-
-    >>> @transactional(retries=5)
-    ... async def finish(ds, key):
-    ...     task = await ds.get(key)
-    ...     task["done"] = True
-    ...     await ds.put(task)
-    """
-
-    check_options(retries, timeout, propagation)
-
-    def decorate(wrapped: Callable[..., Any]) -> Callable[..., Any]:
-        return decorated(
-            wrapped,
-            find_datastore if datastore is None else lambda: datastore,
-            retries=retries,
-            timeout=timeout,
-            read_only=read_only,
-            propagation=propagation,
-        )
-
-    return decorate if function is None else decorate(function)
