@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, CorruptDataError
 from aiodatastore.key import Key
 
-if TYPE_CHECKING:
-    from aiodatastore.serializers.functions import FunctionSerializer
-
 __all__ = [
     "CUSTOM",
+    "FORMATS",
     "JSON",
     "MSGPACK",
     "STEP",
+    "STEPS",
     "Reading",
     "Serializer",
     "Step",
@@ -73,6 +72,23 @@ class Step(Protocol):
         """
 
 
+class Functions(Protocol):
+    """A serializer of two functions, as others read what it wrote."""
+
+    base_name: str
+
+    def load_data(self, key: Key, data: bytes, version: int) -> Entity:
+        """The entity of what it made of one."""
+
+
+FORMATS: Final[dict[bytes, Callable[[Key, bytes, int], Entity]]] = {}
+"""What reads the payloads of this package's formats, by their first byte. The module of each puts its own here."""
+STEPS: Final[dict[str, Callable[[], Step]]] = {}
+"""What makes the steps that need nothing but a package, by name, as the modules of these put them here.
+
+:raises BadArgumentError: (when called) if the package is not installed
+"""
+
 _NO_STEPS: Final[Mapping[str, Step]] = MappingProxyType({})
 
 
@@ -82,7 +98,7 @@ class Reading(ABC):
     name: str = ""
     steps: Mapping[str, Step] = _NO_STEPS
     """Steps that need something this package hasn't, such as a key, by name."""
-    functions: FunctionSerializer | None = None
+    functions: Functions | None = None
     """The serializer of two functions that is at work here, if there is one."""
 
     def __repr__(self) -> str:
@@ -124,14 +140,8 @@ class Reading(ABC):
                 raise ValueError(f"step {name!r} was applied to it, which this serializer ({self.name}) has not")
             payload = step.unwrap(data)
         first = payload[:1]
-        if first == MSGPACK:
-            from aiodatastore.serializers.packed import load_msgpack
-
-            return load_msgpack(key, payload, version)
-        if first == JSON:
-            from aiodatastore.serializers.documents import load_json
-
-            return load_json(key, payload, version)
+        if first in FORMATS:
+            return FORMATS[first](key, payload, version)
         if first == CUSTOM:
             name, data = unframed(payload)
             if self.functions is None or self.functions.base_name != name:
@@ -191,8 +201,4 @@ def _built_in_step(name: str) -> Step | None:
 
     :raises BadArgumentError: if that is not installed
     """
-    if name != "zstd":
-        return None
-    from aiodatastore.serializers.steps import ZstdStep
-
-    return ZstdStep()
+    return STEPS[name]() if name in STEPS else None

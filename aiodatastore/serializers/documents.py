@@ -9,7 +9,7 @@ import msgspec
 from aiodatastore import jsonl
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
-from aiodatastore.serializers.base import Reading
+from aiodatastore.serializers.base import FORMATS, JSON, Reading
 
 __all__ = ["JSONSerializer", "load_json"]
 
@@ -48,3 +48,6 @@ def load_json(key: Key, payload: bytes, version: int) -> Entity:
         properties = {name: value if type(value) in _PLAIN else load(value, name) for name, value in properties.items()}
     unindexed = document.get("unindexed")
     return Entity._make(key, properties, frozenset(unindexed) if unindexed else _NOTHING, version)
+
+
+FORMATS[JSON] = load_json

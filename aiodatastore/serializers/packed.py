@@ -12,7 +12,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.encoding import decode_key, encode_key
 from aiodatastore.key import Key
-from aiodatastore.serializers.base import MSGPACK, Reading, Serializer
+from aiodatastore.serializers.base import FORMATS, MSGPACK, Reading, Serializer
 from aiodatastore.values import Blob, GeoPoint, Text
 
 __all__ = ["MsgpackSerializer", "load_all", "load_msgpack"]
@@ -117,6 +117,9 @@ def load_msgpack(key: Key, payload: bytes, version: int) -> Entity:
     """The entity of a payload that begins with ``01``. Raises whatever damaged bytes come to."""
     body = _decode(payload[1:])
     return Entity._make(key, body[0], frozenset(body[1]) if len(body) > 1 else _NOTHING, version)
+
+
+FORMATS[MSGPACK] = load_msgpack
 
 
 def load_all(serializer: Serializer, found: Iterable[tuple[Key, bytes, int]]) -> list[Entity]:

@@ -7,6 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any, Final
 
 from aiodatastore.errors import BadArgumentError
+from aiodatastore.serializers.base import STEPS
 
 __all__ = ["FernetStep", "ZstdStep"]
 
@@ -74,6 +75,9 @@ class ZstdStep:
         except self._zstd.ZstdError as exc:
             raise ValueError(f"the compressed bytes are damaged: {exc}") from exc
         return unpacked
+
+
+STEPS[ZstdStep.name] = ZstdStep
 
 
 class FernetStep:
