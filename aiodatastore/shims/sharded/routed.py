@@ -578,13 +578,7 @@ class Routed(Adapter):
         self, definition: IndexDefinition, *, progress: Callable[[int], None] | None = None
     ) -> IndexInfo:
         """In every adapter that needs it, side by side."""
-        seen: dict[int, int] = {}
-
-        def report(number: int, count: int) -> None:
-            seen[number] = count
-            if progress is not None:
-                progress(sum(seen.values()))
-
+        report = _added_up(progress)
         await all_of(
             [
                 partial(self.adapters[number].build_index, definition, progress=partial(report, number))
@@ -601,13 +595,6 @@ class Routed(Adapter):
         finish: bool = True,
     ) -> None:
         """In every adapter that has it."""
-        removed: dict[int, int] = {}
-
-        def report(number: int, count: int) -> None:
-            removed[number] = count
-            if progress is not None:
-                progress(sum(removed.values()))
-
         having = [
             number
             for number, infos in enumerate(await all_of([child.indexes for child in self.adapters]))
@@ -615,6 +602,7 @@ class Routed(Adapter):
         ]
         if not having:
             raise BadRequestError(f"there is no index {definition}")
+        report = _added_up(progress)
         await all_of(
             [
                 partial(self.adapters[number].delete_index, definition, progress=partial(report, number), finish=finish)
@@ -661,6 +649,18 @@ class Routed(Adapter):
         """Those of all adapters."""
         found = await all_of([child.partitions for child in self.adapters])
         return sorted({pair for pairs in found for pair in pairs if pair[0] != SYSTEM_PROJECT})
+
+
+def _added_up(progress: Callable[[int], None] | None) -> Callable[[int, int], None]:
+    """What each adapter's progress is told to, with its number: hands on the sum of all."""
+    counts: dict[int, int] = {}
+
+    def report(number: int, count: int) -> None:
+        counts[number] = count
+        if progress is not None:
+            progress(sum(counts.values()))
+
+    return report
 
 
 async def _close(child: Adapter) -> None:
