@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from aiodatastore import Datastore, Entity, Key, ReadPolicy
-from aiodatastore.adapters.base import MIXED, Adapter, Commit, Lookup, Moment, Outcome, Put
+from aiodatastore.adapters.base import MIXED, Adapter, Commit, Delete, Lookup, Moment, Outcome, Put
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url
@@ -34,6 +34,7 @@ from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.namespaced import Namespaced
 from aiodatastore.shims.sharded import Sharded
+from tests.shims.gates import Gate, entity, increase, values, wait_for
 from tests.shims.stacks import ShimSuite
 
 A, B, C = Key("K", "a"), Key("K", "b"), Key("K", "c")
@@ -51,45 +52,6 @@ class TestCachedTwice(ShimSuite):
     """With a cache that is shared, over another cache."""
 
     wrap = staticmethod(lambda adapter: Cached(Cached(adapter), adapter_from_url("memory://"), max_entities=3))
-
-
-class Gate(Shim):
-    """Holds the answers of lookups, or of commits, until they are let through."""
-
-    def __init__(self, child: Adapter) -> None:
-        super().__init__(child)
-        self.lookups: list[tuple[Key, ...]] = []
-        self.policies: list[ReadPolicy] = []
-        self.held: list[anyio.Event] = []
-        self.holds_lookups = self.holds_commits = False
-        self.fails: Exception | None = None
-        self.loses: Exception | None = None
-
-    async def _hold(self) -> None:
-        gate = anyio.Event()
-        self.held.append(gate)
-        await gate.wait()
-
-    async def lookup(self, keys: Sequence[Key], *, read_policy: ReadPolicy = ReadPolicy.STRONG) -> Lookup:
-        self.lookups.append(tuple(keys))
-        self.policies.append(read_policy)
-        if self.fails is not None:
-            raise self.fails
-        found = await self.child.lookup(keys, read_policy=read_policy)
-        if self.holds_lookups:
-            await self._hold()
-        return found
-
-    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
-        outcomes = await self.child.commit(batch)
-        if self.holds_commits:
-            await self._hold()
-        if self.loses is not None:
-            raise self.loses
-        return outcomes
-
-    def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
-        return None
 
 
 class Clock:
@@ -110,29 +72,11 @@ def gated(cache: Adapter | None = None, **settings: Any) -> tuple[EngineAdapter,
     return store, gate, Cached(gate, cache, **settings)
 
 
-def entity(key: Key, value: int) -> Entity:
-    return Entity(key, {"n": value})
-
-
 async def put_behind(store: Adapter, key: Key, value: int | None) -> int:
     """As another process would."""
-    made = Entity(key, {"n": value})
-    from aiodatastore.adapters.base import Delete
-
-    [outcome] = await store.commit([Commit(writes=[Delete(key) if value is None else Put(made)])])
+    [outcome] = await store.commit([Commit(writes=[Delete(key) if value is None else Put(entity(key, value))])])
     assert outcome.version is not None
     return outcome.version
-
-
-async def values(cached: Adapter, *keys: Key, policy: ReadPolicy = ReadPolicy.STRONG) -> list[int | None]:
-    found = await cached.lookup(keys, read_policy=policy)
-    return [None if each is None else each["n"] for each in found.entities]
-
-
-async def wait_for(held: list[anyio.Event], count: int) -> None:
-    with anyio.fail_after(5):
-        while len(held) < count:
-            await anyio.wait_all_tasks_blocked()
 
 
 # ------------------------------------------------------------------------------------------------ hits
@@ -355,10 +299,10 @@ async def test_a_commit_whose_answer_is_lost() -> None:
         group.start_soon(values, cached, B)
         await wait_for(gate.held, 1)
         gate.holds_lookups = False
-        gate.loses = UnavailableError("lost")
+        gate.loses = True
         with pytest.raises(UnavailableError):
             await ds.put([entity(A, 2), entity(B, 2)])
-        gate.loses = None
+        gate.loses = False
         gate.held[0].set()
         await anyio.wait_all_tasks_blocked()
         assert cached.lookup_now([A]) is None
@@ -539,18 +483,7 @@ async def test_a_stale_copy_costs_a_retry() -> None:
     async with Datastore(cached) as ds:
         await ds.put(entity(A, 1))
         await put_behind(store, A, 10)
-        seen: list[int] = []
-
-        @ds.transactional(retries=3)
-        async def increase() -> None:
-            found = await ds.get(A)
-            assert found is not None
-            seen.append(found["n"])
-            found["n"] += 1
-            await ds.put(found)
-
-        await increase()
-        assert seen == [1, 10]
+        assert await increase(ds, A) == [1, 10]
         assert gate.policies == [ReadPolicy.CURRENT]
         assert await ds.get(A) == entity(A, 11)
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from aiodatastore import Datastore, Entity, Key, ReadPolicy
-from aiodatastore.adapters.base import Adapter, Commit, Lookup, Moment, Outcome, Put
+from aiodatastore.adapters.base import Adapter, Commit, Moment, Put
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.registry import adapter_from_url
@@ -21,6 +21,7 @@ from aiodatastore.shims.cached.copies import Copies, Copy
 from aiodatastore.shims.key_transform import KeyTransform
 from aiodatastore.shims.lowercase_keys import LowercaseKeys
 from aiodatastore.shims.tiered import Tiered
+from tests.shims.gates import Gate, entity, increase, values, wait_for
 from tests.shims.stacks import ShimSuite
 
 A, B = Key("K", "a"), Key("K", "b")
@@ -34,46 +35,6 @@ class TestTiered(ShimSuite):
     wrap = staticmethod(lambda *tiers: Tiered(tiers))
 
 
-class Watched(Shim):
-    """Counts lookups, and holds or fails what the test says."""
-
-    def __init__(self, child: Adapter) -> None:
-        super().__init__(child)
-        self.lookups: list[tuple[Key, ...]] = []
-        self.fails = self.loses = self.refuses = False
-        self.gates: list[anyio.Event] = []
-        self.holds_lookups = self.holds_commits = False
-
-    async def _hold(self) -> None:
-        gate = anyio.Event()
-        self.gates.append(gate)
-        await gate.wait()
-
-    async def lookup(self, keys: Sequence[Key], *, read_policy: ReadPolicy = ReadPolicy.STRONG) -> Lookup:
-        self.lookups.append(tuple(keys))
-        if self.fails:
-            raise UnavailableError("away")
-        found = await self.child.lookup(keys, read_policy=read_policy)
-        if self.holds_lookups:
-            await self._hold()
-        return found
-
-    async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
-        if self.refuses:
-            raise StoreBusyError("busy")
-        if self.fails:
-            raise UnavailableError("away")
-        outcomes = await self.child.commit(batch)
-        if self.holds_commits:
-            await self._hold()
-        if self.loses:
-            raise UnavailableError("lost")
-        return outcomes
-
-    def lookup_now(self, keys: Sequence[Key]) -> list[Entity | None] | None:
-        return None
-
-
 class Open(Shim):
     """Stays open, so that several shims can share it."""
 
@@ -84,12 +45,8 @@ class Open(Shim):
         pass
 
 
-def entity(key: Key, value: int) -> Entity:
-    return Entity(key, {"n": value})
-
-
-async def stores(number: int) -> list[Watched]:
-    made = [Watched(EngineAdapter(MemoryRowStore())) for _ in range(number)]
+async def stores(number: int) -> list[Gate]:
+    made = [Gate(EngineAdapter(MemoryRowStore())) for _ in range(number)]
     for each in made:
         await each.open()
     return made
@@ -99,21 +56,10 @@ def tiered(tiers: Sequence[Adapter], **settings: Any) -> Tiered:
     return Tiered([Open(tier) for tier in tiers], name="here", **settings)
 
 
-async def values(adapter: Adapter, *keys: Key, policy: ReadPolicy = ReadPolicy.STRONG) -> list[int | None]:
-    found = await adapter.lookup(keys, read_policy=policy)
-    return [None if each is None else each["n"] for each in found.entities]
-
-
 async def put(adapter: Adapter, key: Key, value: int) -> int:
     [outcome] = await adapter.commit([Commit(writes=[Put(entity(key, value))])])
     assert outcome.version is not None
     return outcome.version
-
-
-async def wait_for(gates: list[anyio.Event], count: int) -> None:
-    with anyio.fail_after(5):
-        while len(gates) < count:
-            await anyio.wait_all_tasks_blocked()
 
 
 async def test_reads_go_down_and_fill_upward() -> None:
@@ -163,13 +109,13 @@ async def test_what_is_being_written_is_read_from_the_last() -> None:
     async with anyio.create_task_group() as group:
         last.holds_commits = True
         group.start_soon(put, one, A, 2)
-        await wait_for(last.gates, 1)
+        await wait_for(last.held, 1)
         last.holds_commits = False
         assert await values(two, A) == [2]  # it has taken effect, though nobody was told
         [place] = await Copies(fast, "here").read([A])
         assert place.copy is None
         assert len(place.marks) == 1
-        last.gates[0].set()
+        last.held[0].set()
     assert await values(two, A) == [2]
     assert len(last.lookups) == 1
 
@@ -181,10 +127,10 @@ async def test_an_old_fill_comes_too_late() -> None:
     async with anyio.create_task_group() as group:
         last.holds_lookups = True
         group.start_soon(values, one, A)
-        await wait_for(last.gates, 1)
+        await wait_for(last.held, 1)
         last.holds_lookups = False
         await put(two, A, 2)
-        last.gates[0].set()
+        last.held[0].set()
     assert await values(one, A) == [2]
 
 
@@ -192,22 +138,22 @@ async def test_an_old_fill_comes_too_late() -> None:
 async def test_two_writers_of_one_entity(order: tuple[int, int]) -> None:
     """Whoever ends last, the newer one's copy stays, or none."""
     fast, last = await stores(2)
-    gates = [Watched(last), Watched(last)]
+    gates = [Gate(last), Gate(last)]
     writers = [tiered([fast, gate]) for gate in gates]
     async with anyio.create_task_group() as group:
         for value, (gate, writer) in enumerate(zip(gates, writers, strict=True), 1):
             gate.holds_commits = True
             group.start_soon(put, writer, A, value)
-            await wait_for(gate.gates, 1)
+            await wait_for(gate.held, 1)
         [place] = await Copies(fast, "here").read([A])
         assert len(place.marks) == 2
-        gates[order[0]].gates[0].set()
+        gates[order[0]].held[0].set()
         await anyio.wait_all_tasks_blocked()
         [place] = await Copies(fast, "here").read([A])
         assert place.copy is None
         assert len(place.marks) == 1
         assert await values(writers[0], A) == [2]
-        gates[order[1]].gates[0].set()
+        gates[order[1]].held[0].set()
     assert await values(writers[0], A) == [2]
     [place] = await Copies(fast, "here").read([A])
     assert not place.marks
@@ -296,18 +242,7 @@ async def test_others_that_write_past_the_tiers() -> None:
         assert await ds.get([B], read_policy=ReadPolicy.CURRENT) == [entity(B, 2)]
         assert await ds.get(B) == entity(B, 2)
         await put(last, A, 10)
-        seen: list[int] = []
-
-        @ds.transactional(retries=3)
-        async def increase() -> None:
-            found = await ds.get(A)
-            assert found is not None
-            seen.append(found["n"])
-            found["n"] += 1
-            await ds.put(found)
-
-        await increase()
-        assert seen == [2, 10]
+        assert await increase(ds, A) == [2, 10]
         assert await ds.get(A) == entity(A, 11)
 
 
