@@ -120,6 +120,7 @@ class KeyTransform(Shim):
         remembered = _Remembered(self._encode_checked(encode) if self.checked else encode)
         self._inner = remembered.of
         self._known = remembered.known
+        self._child_now = child.lookup_now
         self._plain_inner = encode
         self._outer = decode
         self._inner_kind: Callable[[str], str] = kinds[0] if kinds else _same
@@ -190,12 +191,16 @@ class KeyTransform(Shim):
         """The child's entities, under the keys that were asked for."""
         if len(keys) == 1:
             # The most common case, and of keys that are used again: every line here was measured.
-            key = keys[0]
-            known = self._known.get(key)
+            (key,) = keys
+            name: Key | bytes | None = key._encoded
+            if name is None:
+                # Of a key that was hashed before, and so is at hand, bytes are made: to find it by those is faster.
+                name = key if key._hash is None else encode_key(key)
+            known = self._known.get(name)
             if known is not None:
-                entities = self.child.lookup_now((known,))
+                entities = self._child_now(known)
                 if entities:
-                    entity = entities[0]
+                    (entity,) = entities
                     if entity is not None:
                         entity.key = key
                 return entities
@@ -496,26 +501,32 @@ class KeyTransform(Shim):
 
 
 class _Remembered:
-    """The keys inside of those that were used of late: their bytes and hashes, once made, are kept with them."""
+    """The keys inside of those that were used of late: their bytes and hashes, once made, are kept with them.
+
+    Found by the key, and by its bytes if it has them. Each is in a tuple, as a lookup wants it.
+    """
 
     __slots__ = ("_encode", "known")
 
     def __init__(self, encode: Callable[[Key], Key]) -> None:
         self._encode = encode
-        self.known: dict[Key, Key] = {}
+        self.known: dict[Key | bytes, tuple[Key]] = {}
 
     def of(self, key: Key) -> Key:
         """The key inside.
 
         :raises BadKeyError: if there is none
         """
-        found = self.known.get(key)
+        known = self.known
+        found = known.get(key)
         if found is None:
-            found = self._encode(key)
-            if len(self.known) >= _REMEMBERED:
-                self.known.clear()  # what is in use is soon there again
-            self.known[key] = found
-        return found
+            found = (self._encode(key),)
+            if len(known) >= 2 * _REMEMBERED:
+                known.clear()  # what is in use is soon there again
+            known[key] = found
+        if key._encoded is not None:
+            known[key._encoded] = found
+        return found[0]
 
 
 class KeyStream(ResultStream):
