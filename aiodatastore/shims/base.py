@@ -13,6 +13,7 @@ from aiodatastore.adapters.base import (
     Commit,
     Lookup,
     Outcome,
+    Page,
     PreparedCommit,
     ReadPolicy,
     ResultStream,
@@ -26,7 +27,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
 
-__all__ = ["DEFAULT", "ChildStream", "Shim", "listed"]
+__all__ = ["DEFAULT", "ChildStream", "PassingStream", "Shim", "listed"]
 
 DEFAULT = RunOptions()
 
@@ -200,6 +201,20 @@ class ChildStream(ResultStream):
     def explain(self) -> Explanation:
         """The child's."""
         return self._child.explain()
+
+
+class PassingStream(ChildStream):
+    """A running query of a child's; ``look`` looks at each page, or changes it, as it passes."""
+
+    def __init__(self, child: ResultStream, look: Callable[[Page], None]) -> None:
+        super().__init__(child)
+        self._look = look
+
+    async def next_page(self) -> Page:
+        """The child's."""
+        page = await self._child.next_page()
+        self._look(page)
+        return page
 
 
 def listed(what: str, given: object) -> list[Adapter]:

@@ -26,7 +26,7 @@ from aiodatastore.key import Key
 from aiodatastore.query import And, Or, Query
 from aiodatastore.rowstore import Subscription
 from aiodatastore.serializers import MsgpackSerializer, Step
-from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
+from aiodatastore.shims.base import DEFAULT, PassingStream, Shim
 from aiodatastore.values import Blob, Text
 
 __all__ = ["Packing", "named_properties"]
@@ -113,7 +113,11 @@ class Packing(Shim):
 
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """What the child finds."""
-        return _Stream(self, self.child.run(query, options))
+        return PassingStream(self.child.run(query, options), self._unpack_page)
+
+    def _unpack_page(self, page: Page) -> None:
+        for result in page.results:
+            self._unpack(result)
 
     async def subscribe(self, listener: ChangeListener, interval_s: float) -> Subscription | None:
         """The child's: keys stay as they are."""
@@ -171,20 +175,6 @@ class _Encoded(NamedTuple):
 
     shim: Packing
     inner: Commit
-
-
-class _Stream(ChildStream):
-    """The child's, unpacked."""
-
-    def __init__(self, shim: Packing, inner: ResultStream) -> None:
-        super().__init__(inner)
-        self._shim = shim
-
-    async def next_page(self) -> Page:
-        page = await self._child.next_page()
-        for result in page.results:
-            self._shim._unpack(result)
-        return page
 
 
 # ------------------------------------------------------------------------------- taking apart, putting together

@@ -28,7 +28,7 @@ from aiodatastore.errors import BadArgumentError, UnsupportedError
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability, Subscription
-from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
+from aiodatastore.shims.base import DEFAULT, PassingStream, Shim
 from aiodatastore.shims.cached.copies import Copy, same_clock, space_of
 from aiodatastore.shims.cached.entries import Entries, Entry
 from aiodatastore.shims.cached.flights import NOTHING, Flight, Flights, Found
@@ -510,7 +510,7 @@ class Cached(Shim, ChangeListener):
 
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """Ask the child; results that are newer than copies of them make these go."""
-        return _Watched(self.child.run(query, options), self)
+        return PassingStream(self.child.run(query, options), self.saw)
 
     def saw(self, page: Page) -> None:
         """A query returned this."""
@@ -729,19 +729,6 @@ class Cached(Shim, ChangeListener):
             self._epoch = self._epochs
         self._confirmed_until = -math.inf
         self._confirmed_version = -1
-
-
-class _Watched(ChildStream):
-    """A query's results, which the cache looks at as they pass."""
-
-    def __init__(self, stream: ResultStream, cache: Cached) -> None:
-        super().__init__(stream)
-        self._cache = cache
-
-    async def next_page(self) -> Page:
-        page = await self._child.next_page()
-        self._cache.saw(page)
-        return page
 
 
 def _written(commit: Commit) -> list[_Write]:

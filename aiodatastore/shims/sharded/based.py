@@ -22,7 +22,7 @@ from aiodatastore.adapters.base import (
 from aiodatastore.entity import Entity
 from aiodatastore.key import Key
 from aiodatastore.query import Query
-from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
+from aiodatastore.shims.base import DEFAULT, PassingStream, Shim
 
 __all__ = ["Based"]
 
@@ -63,7 +63,14 @@ class Based(Shim):
 
     def run(self, query: Query, options: RunOptions = DEFAULT) -> ResultStream:
         """The child's."""
-        return _BasedStream(self, self.child.run(query, options))
+        return PassingStream(self.child.run(query, options), self._page_up)
+
+    def _page_up(self, page: Page) -> None:
+        self._up(page.results)
+        page.version += self.base
+        if page.newest:
+            page.newest += self.base
+        page.checks = self._ups(page.checks)
 
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], options: RunOptions = DEFAULT
@@ -109,19 +116,3 @@ class Based(Shim):
 
 
 _NEVER = (1 << 63) - 1
-
-
-class _BasedStream(ChildStream):
-    def __init__(self, shim: Based, stream: ResultStream) -> None:
-        super().__init__(stream)
-        self._shim = shim
-
-    async def next_page(self) -> Page:
-        page = await self._child.next_page()
-        shim = self._shim
-        shim._up(page.results)
-        page.version += shim.base
-        if page.newest:
-            page.newest += shim.base
-        page.checks = shim._ups(page.checks)
-        return page
