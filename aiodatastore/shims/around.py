@@ -24,11 +24,10 @@ from aiodatastore.adapters.base import (
 )
 from aiodatastore.errors import BadArgumentError
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
-from aiodatastore.indexing.explain import Explanation
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Subscription
-from aiodatastore.shims.base import DEFAULT, Shim
+from aiodatastore.shims.base import DEFAULT, ChildStream, Shim
 
 __all__ = [
     "ADMINISTRATION",
@@ -210,12 +209,12 @@ class Around(Shim):
         return await self.around(Call("partitions"), self.child.partitions)
 
 
-class _Stream(ResultStream):
+class _Stream(ChildStream):
     """The child's, each page through ``around``."""
 
     def __init__(self, shim: Around, query: Query, inner: ResultStream) -> None:
+        super().__init__(inner)
         self._shim = shim
-        self._inner = inner
         self._call = Call("query", query=query, stream=inner)
         self._page: Page | None = None
 
@@ -227,11 +226,8 @@ class _Stream(ResultStream):
     async def _read(self) -> Page:
         # What was read stays until it was handed on: the child's stream would go on behind it.
         if self._page is None:
-            self._page = await self._inner.next_page()
+            self._page = await self._child.next_page()
         return self._page
-
-    def explain(self) -> Explanation:
-        return self._inner.explain()
 
 
 # ------------------------------------------------------------------------------------------------ arguments
