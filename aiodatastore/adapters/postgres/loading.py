@@ -34,10 +34,11 @@ _START: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END: Final = b"\xff\xff"
 _BYTEA, _BIGINT = 17, 20
 _columns_and_length = struct.Struct(">hi").pack  # of a row: how many columns it has, and the length of the first
-_version_and_length = struct.Struct(">iqi").pack
+_VERSION = struct.Struct(">q").pack
 _array = struct.Struct(">iiiiii").pack  # its length; dimensions, nulls, type of elements, their number, the first's
 _length = struct.Struct(">i").pack
 _bigint = struct.Struct(">iq").pack
+_EIGHT: Final = _length(8)
 _NO_ROWS: Final = struct.pack(">iiii", 12, 0, 0, _BYTEA)
 _NO_TAILS: Final = struct.pack(">iiii", 12, 0, 0, _BIGINT)
 
@@ -59,23 +60,29 @@ _LENGTHS = _Packed(_length)
 _HEADS = _Packed(partial(_columns_and_length, 2))
 
 
-def _entity(put: RowPut, version: int) -> bytes:
-    """A row of ``entities``."""
-    key, payload, rows = put.key, put.payload, put.rows
-    parts = [_columns_and_length(5, len(key)), key, _version_and_length(8, version, len(payload)), payload]
-    if rows:
-        lengths = _LENGTHS
-        elements = b"".join([part for row in rows for part in (lengths[len(row)], row)])
-        parts += (_array(20 + len(elements), 1, 0, _BYTEA, len(rows), 1), elements)
-    else:
-        parts.append(_NO_ROWS)
-    tails = own_tails(put)
-    if tails:
-        parts.append(_array(20 + 12 * len(tails), 1, 0, _BIGINT, len(tails), 1))
-        parts += [_bigint(8, tail) for tail in tails]
-    else:
-        parts.append(_NO_TAILS)
-    return b"".join(parts)
+def _segments(puts: Sequence[RowPut]) -> list[bytes]:
+    """Rows of ``entities``, cut where their version belongs."""
+    segments: list[bytes] = []
+    rest = b""
+    lengths = _LENGTHS
+    for put in puts:
+        key, payload, rows = put.key, put.payload, put.rows
+        segments.append(b"".join((rest, _columns_and_length(5, len(key)), key, _EIGHT)))
+        parts = [_length(len(payload)), payload]
+        if rows:
+            elements = b"".join([part for row in rows for part in (lengths[len(row)], row)])
+            parts += (_array(20 + len(elements), 1, 0, _BYTEA, len(rows), 1), elements)
+        else:
+            parts.append(_NO_ROWS)
+        tails = own_tails(put)
+        if tails:
+            parts.append(_array(20 + 12 * len(tails), 1, 0, _BIGINT, len(tails), 1))
+            parts += [_bigint(8, tail) for tail in tails]
+        else:
+            parts.append(_NO_TAILS)
+        rest = b"".join(parts)
+    segments.append(rest)
+    return segments
 
 
 def _rows(rows: Iterable[tuple[bytes, int]]) -> bytes:
@@ -84,21 +91,52 @@ def _rows(rows: Iterable[tuple[bytes, int]]) -> bytes:
     return b"".join([part for row, tail in rows for part in (heads[len(row)], row, tails[tail])])
 
 
-async def _entities_stream(puts: Sequence[tuple[RowPut, int]]) -> AsyncGenerator[bytes, None]:
-    yield _START
-    for start in range(0, len(puts), _CHUNK):
-        yield b"".join([_entity(put, version) for put, version in puts[start : start + _CHUNK]])
-        await asyncio.sleep(0)
-    yield _END
+class _Copied:
+    """A batch as COPY reads it, but for the versions, which are not known before the lock is held.
 
+    What can be done before is done before: nobody else commits while it is held.
+    """
 
-async def _rows_stream(rows: Iterable[tuple[bytes, int]]) -> AsyncGenerator[bytes, None]:
-    yield _START
-    left = iter(rows)
-    while chunk := _rows(islice(left, 6 * _CHUNK)):
-        yield chunk
+    def __init__(self) -> None:
+        self._entities: list[tuple[int, list[bytes]]] = []
+        self._rows: list[bytes] = []
+
+    @classmethod
+    async def of(cls, batch: RowBatch, ordinals: Sequence[int]) -> _Copied:
+        """Other tasks get their turn now and then."""
+        copied = cls()
+        rows: list[tuple[bytes, int]] = []
+        for commit, ordinal in zip(batch.commits, ordinals, strict=True):
+            puts = list(commit.puts)
+            for start in range(0, len(puts), _CHUNK):
+                some = puts[start : start + _CHUNK]
+                copied._entities.append((ordinal, _segments(some)))
+                for put in some:
+                    rows += put.rows.items()
+                await asyncio.sleep(0)
+        rows.sort()  # neighbours share a page
         await asyncio.sleep(0)
-    yield _END
+        left = iter(rows)
+        while chunk := _rows(islice(left, 6 * _CHUNK)):
+            copied._rows.append(chunk)
+            await asyncio.sleep(0)
+        return copied
+
+    async def entities(self, before: int) -> AsyncGenerator[bytes, None]:
+        """What goes into ``entities``, where the store's version was ``before``."""
+        yield _START
+        for ordinal, segments in self._entities:
+            yield _VERSION(before + ordinal).join(segments)
+            await asyncio.sleep(0)
+        yield _END
+
+    async def rows(self) -> AsyncGenerator[bytes, None]:
+        """What goes into ``rows``."""
+        yield _START
+        for chunk in self._rows:
+            yield chunk
+            await asyncio.sleep(0)
+        yield _END
 
 
 async def load(
@@ -128,6 +166,7 @@ async def load(
     for commit in batch.commits:
         ordinals.append((ordinals[-1] if ordinals else 0) + writes(commit))
     arguments[3] = ordinals
+    copied = await _Copied.of(batch, ordinals)
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -136,17 +175,9 @@ async def load(
         if answer[0] < 0 or answer[1] is not None or answer[4] is not None:
             await transaction.rollback()
             return None
-        entities: list[tuple[RowPut, int]] = []
-        rows: list[tuple[bytes, int]] = []
-        for commit, ordinal in zip(batch.commits, ordinals, strict=True):
-            version = answer[0] + ordinal
-            for put in commit.puts:
-                entities.append((put, version))
-                rows += put.rows.items()
-        rows.sort()  # neighbours share a page
         for table, columns, stream in (
-            ("entities", ("key", "version", "payload", "rows", "tails"), _entities_stream(entities)),
-            ("rows", ("row", "tail"), _rows_stream(rows)),
+            ("entities", ("key", "version", "payload", "rows", "tails"), copied.entities(answer[0])),
+            ("rows", ("row", "tail"), copied.rows()),
         ):
             async with aclosing(stream):
                 await connection.copy_to_table(
