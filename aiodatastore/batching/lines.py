@@ -25,6 +25,8 @@ Answer = TypeVar("Answer")
 
 
 class State(enum.Enum):
+    """Where a call is."""
+
     WAITING = enum.auto()  # in line
     LEADS = enum.auto()  # first in line, and has the baton
     SENT = enum.auto()  # in another call's batch

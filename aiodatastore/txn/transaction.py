@@ -63,6 +63,8 @@ class _Write:
 
 
 class State(enum.Enum):
+    """How far a transaction is, as messages say it."""
+
     ACTIVE = "is active"
     COMMITTING = "is being committed"
     COMMITTED = "was committed"

@@ -178,6 +178,7 @@ class View:
 
 
 def conflict(keys: Iterable[Key], attempts: int = 1) -> TransactionFailedError:
+    """The error of a transaction some of whose keys changed."""
     named = ", ".join(map(repr, list(keys)[:3]))
     what = f" ({named})" if named else ""
     return TransactionFailedError(
