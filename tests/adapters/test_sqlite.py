@@ -487,6 +487,22 @@ async def test_small_reads_use_no_thread_and_large_ones_do(path: Path, monkeypat
             assert len(used) == 3
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_scan_at_once_gives_the_rows_of_a_scan(path: Path, joined: bool, reverse: bool) -> None:
+    async with opened(path, inline_reads=True) as store:
+        await commit(store, puts(*[(b"%05d" % n, b"x") for n in range(1000)]))
+        for span in (ALL_ROWS, Span(Space.ENTITY, b"00100", b"00200")):
+            rows = (await store.scan(span, 300, reverse=reverse, with_entities=joined)).rows
+            assert len(rows) == (300 if span is ALL_ROWS else 100)
+            assert store.scan_now(span, 300, reverse=reverse, with_entities=joined) == rows
+        assert store.scan_now(ALL_ROWS, module.INLINE_ROWS + 1) is None
+    with pytest.raises(StoreClosedError):
+        store.scan_now(ALL_ROWS, 1)
+    async with opened(path, inline_reads=False) as store:
+        assert store.scan_now(ALL_ROWS, 1) is None
+
+
 async def test_the_switch_keeps_every_read_in_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path, inline_reads=False) as store:
         await commit(store, puts(*[(b"%05d" % n, b"x") for n in range(5000)]))

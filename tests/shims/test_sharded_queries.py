@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 
 from aiodatastore import Datastore, Entity, Key, Query
-from aiodatastore.adapters.base import Adapter, RunOptions
+from aiodatastore.adapters.base import Adapter, Page, RunOptions
 from aiodatastore.adapters.engine import EngineAdapter
+from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.adapters.sqlite.store import SQLiteRowStore
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.indexing.planner import plan_branch
@@ -80,3 +86,129 @@ async def test_only_what_is_given_is_read() -> None:
         assert [entity["price"] for entity in page.results] == [*range(4, 24)]
         assert page.skipped == 3
         assert serializer.read == 20
+
+
+TAGGED = IndexDefinition("Item", (("tags", "asc"), ("price", "asc")))
+QUERIES = {
+    "ascending": Query("Item").filter("group", "=", 1).order("price"),
+    "descending": Query("Item").filter("group", "=", 1).order("-price"),
+    "from a price": Query("Item").filter("price", ">", 20).order("price"),
+    "keys": Query("Item").filter("group", "=", 0).keys_only(),
+    "keys, backwards": Query("Item").order("-price", "-__key__").keys_only(),
+    "groups turned around": Query("Item").order("-price"),
+    "one of a list": Query("Item").filter("tags", "=", "odd").order("price"),
+    "by a list": Query("Item").order("tags"),
+    "union": Query("Item").filter("group", "in", [0, 1]).order("-price"),
+    "projection": Query("Item").order("price").project("price"),
+    "nothing": Query("Item").filter("group", "=", 7).order("-price"),
+}
+AT_ONCE = {"descending", "from a price", "keys", "keys, backwards", "nothing"}
+
+
+async def pages_of(adapter: Adapter, query: Query, page_size: int | None) -> list[tuple[object, ...]]:
+    """What each page comes to."""
+    stream = adapter.run(query, RunOptions(positions=True, page_size=page_size))
+    pages: list[tuple[object, ...]] = []
+    more = True
+    while more:
+        page = await stream.next_page()
+        results = [(each, None) if isinstance(each, Key) else (each.key, dict(each)) for each in page.results]
+        if results or not pages:
+            pages.append((results, page.positions, page.end, page.skipped))
+        more = page.more
+    return pages
+
+
+@anyio_test
+@pytest.mark.parametrize("placed", ["spread", "in one shard"])
+@pytest.mark.parametrize("name", QUERIES)
+async def test_rows_at_hand_give_what_one_store_gives(
+    name: str, placed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [EngineAdapter(SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True)) for number in range(4)]
+    sharded = Sharded(shards) if placed == "spread" else Sharded(shards, by=lambda root: root.kind)
+    one = EngineAdapter(MemoryRowStore())
+    streams = 0
+    next_page = EngineStream.next_page
+
+    async def counted(stream: EngineStream) -> Page:
+        nonlocal streams
+        streams += 1
+        return await next_page(stream)
+
+    async with Datastore(one) as plain, Datastore(sharded) as ds:
+        for each in (plain, ds):
+            for index in (INDEX, IndexDefinition("Item", (("group", "asc"), ("price", "asc"))), TAGGED):
+                await each.create_index(index)
+            found = items()
+            for entity in found:
+                entity["tags"] = ["all", "odd" if entity["group"] else "even", f"tag-{entity['price'] % 7}"]
+            await each.put(found)
+        for shard in shards:
+            await shard.refresh(force=True)
+        # Who meets an older catalog reads it first, which is not what is looked at here.
+        monkeypatch.setattr("aiodatastore.adapters.engine.core.CATALOG_MAX_AGE_S", 3600)
+        for query in (QUERIES[name].limit(20), QUERIES[name].limit(9).offset(8), QUERIES[name].limit(60)):
+            for page_size in (None, 7):
+                expected = await pages_of(one, query, page_size)
+                with monkeypatch.context() as patch:
+                    patch.setattr(EngineStream, "next_page", counted)
+                    assert await pages_of(sharded, query, page_size) == expected
+        assert (streams == 0) == (name in AT_ONCE)
+
+
+@anyio_test
+async def test_pages_go_on_after_rows_that_were_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True) for number in range(2)]
+    sharded = Sharded([EngineAdapter(store) for store in stores])
+    async with Datastore(sharded) as ds:
+        await ds.put(items())
+        stream = sharded.run(Query("Item").order("price").limit(70), RunOptions(positions=True, page_size=10))
+        found = (await stream.next_page()).results
+        for store in stores:
+            monkeypatch.setattr(store, "scan_now", lambda *_, **__: None)
+        more = True
+        while more:
+            page = await stream.next_page()
+            found += page.results
+            more = page.more
+        assert [entity["price"] for entity in found] == [*range(1, 71)]
+        explained = stream.explain()
+        assert explained.rows >= 70
+        assert explained.rows == explained.entities
+
+
+@anyio_test
+async def test_rows_at_hand_that_cannot_be_read_are_told_again(tmp_path: Path) -> None:
+    stores = [SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True) for number in range(2)]
+    sharded = Sharded([EngineAdapter(store) for store in stores])
+    async with Datastore(sharded) as ds:
+        await ds.put(items())
+        for store in stores:
+            with closing(sqlite3.connect(tmp_path / f"{stores.index(store)}.db")) as connection, connection:
+                connection.execute("UPDATE entities SET payload = x'01ff' WHERE key >= x'00004974656d'")
+        stream = sharded.run(Query("Item").order("price").limit(20), RunOptions())
+        for _ in range(2):
+            with pytest.raises(CorruptDataError):
+                await stream.next_page()
+
+
+@anyio_test
+async def test_counts_of_several_stores_add_up(tmp_path: Path) -> None:
+    sharded = Sharded(
+        [EngineAdapter(SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True)) for number in range(4)]
+    )
+    async with Datastore(sharded) as ds:
+        found = items()
+        for entity in found:
+            entity["tags"] = ["all", "odd" if entity["group"] else "even"]
+        await ds.put(found)
+        query = ds.query("Item").filter("group", "=", 1)
+        assert await query.count() == 50
+        assert await query.offset(45).count() == 5
+        assert await query.count(7) == 7
+        assert await query.limit(2000).offset(10).count() == 40
+        assert await ds.query("Item").order("tags").count() == 100  # two rows each
+        assert await ds.query("Item").filter("tags", "in", ["all", "odd"]).count() == 100
+        assert await ds.query("Item").filter("tags", "=", "odd").keys_only().count() == 50
+        assert await ds.query("Item").order("price").project("price").count() == 100

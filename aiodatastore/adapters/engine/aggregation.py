@@ -23,7 +23,7 @@ from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
 from aiodatastore.indexing.rows import ALTERNATE_SHIFT, indexed_values
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
-from aiodatastore.rowstore import TAIL_MULTI
+from aiodatastore.rowstore import TAIL_MULTI, SpanCount
 
 __all__ = ["aggregate"]
 
@@ -44,10 +44,16 @@ async def aggregate(
             )
     if query.kind in METADATA_KINDS:
         return await _of_metadata(engine, query, aggregations, options)
+    counts = not options.track and not any([name for _, name in aggregations])
     while True:
         if engine.stale:
             await engine.refresh()
         retired = engine.retired
+        if counts:
+            counted = await _count_directly(engine, query, options)
+            if counted is not None and engine.retired == retired and not engine.stale:
+                return AggregateResult([counted.rows] * len(aggregations), counted.version, scans=1)
+            counts = False
         reader = Reader(engine.reading(options.read_policy), track=options.track)
         values = await _values(engine, query, reader, aggregations)
         if engine.stale:
@@ -94,6 +100,21 @@ def _run(engine: Engine, query: Query, normal: NormalQuery, plans: Sequence[Bran
 
 
 # -------------------------------------------------------------------------------------------- count
+
+
+async def _count_directly(engine: Engine, query: Query, options: RunOptions) -> SpanCount | None:
+    """By one request of the store, which is all there is to most counts; None where there is more to it."""
+    limit = query.max_results
+    if query.start_cursor or query.end_cursor or query.projection or (limit is not None and limit <= _STREAMED_COUNT):
+        return None
+    direct = engine.plan(query if query.only_keys else query.keys_only()).direct
+    if direct is None or direct.span.lo >= direct.span.hi:
+        return None
+    counted = await engine.reading(options.read_policy).count(direct.span)
+    if direct.once and counted.multi:
+        return None  # an entity with several rows here is one result
+    rows = max(0, counted.rows - query.skip)
+    return SpanCount(rows if limit is None else min(rows, limit), 0, counted.version)
 
 
 async def _count(engine: Engine, query: Query, reader: Reader) -> int:

@@ -66,7 +66,7 @@ FIND = "WITH k(k) AS (VALUES {values}) SELECT k a, 0 b, version c, payload d FRO
 FIND_KEYS = FIND.replace("payload d", "NULL d")
 COUNT = {
     Space.ENTITY: f"SELECT count(*), 0, ({VERSION}) FROM (SELECT 1 FROM entities WHERE key >= ? AND key < ? LIMIT ?)",
-    Space.INDEX: f"SELECT count(*), coalesce(sum((tail & 1048576) != 0), 0), ({VERSION})"
+    Space.INDEX: f"SELECT count(*), coalesce(sum(tail & 1048576) >> 20, 0), ({VERSION})"
     " FROM (SELECT tail FROM rows WHERE row >= ? AND row < ? LIMIT ?)",
 }
 # A span's rows, counted by what is between the first bytes and the key.
