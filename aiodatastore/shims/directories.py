@@ -21,6 +21,7 @@ from aiodatastore.adapters.base import (
     ReadPolicy,
     ResultStream,
     RunOptions,
+    written_key,
 )
 from aiodatastore.adapters.registry import parse_int
 from aiodatastore.entity import Entity
@@ -193,7 +194,7 @@ class Directories(Shim):
         conflicts: dict[Key, int] = {}
         checks = dict(commit.checks)
         for write in commit.writes:
-            key = _key_of(write)
+            key = written_key(write)
             if len(key._pairs) < 2:
                 continue
             if isinstance(write, Put) and write.ttl_s is not None:
@@ -392,11 +393,7 @@ def _visible(entity: Entity) -> Entity | None:
 
 def _touched(commit: Commit) -> list[Key]:
     """What is written below a parent."""
-    return [key for key in map(_key_of, commit.writes) if len(key._pairs) > 1]
-
-
-def _key_of(write: Put | Delete) -> Key:
-    return write.entity.key if isinstance(write, Put) else write.key
+    return [key for key in map(written_key, commit.writes) if len(key._pairs) > 1]
 
 
 def _child(key: Key, pair: tuple[str, int | str | None]) -> Key:

@@ -19,6 +19,7 @@ from aiodatastore.adapters.base import (
     ReadPolicy,
     ResultStream,
     RunOptions,
+    written_key,
 )
 from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
@@ -413,7 +414,7 @@ class KeyTransform(Shim):
 
     def _outer_outcome(self, commit: Commit, outcome: Outcome) -> Outcome:
         if outcome.conflicts or outcome.versions:
-            names = {self._inner(key): key for key in (*_written(commit.writes), *commit.checks)}
+            names = {self._inner(key): key for key in (*map(written_key, commit.writes), *commit.checks)}
             outcome.conflicts = {names[key]: version for key, version in outcome.conflicts.items()}
             if outcome.versions is not None:
                 outcome.versions = {names[key]: each for key, each in outcome.versions.items() if key in names}
@@ -674,10 +675,6 @@ def _is_pair(given: Any) -> bool:
 
 def _inside(node: And | Or) -> Iterable[Filter]:
     return node.filters
-
-
-def _written(writes: Iterable[Put | Delete]) -> Iterable[Key]:
-    return (write.entity.key if isinstance(write, Put) else write.key for write in writes)
 
 
 def _normalized(query: Query) -> NormalQuery:

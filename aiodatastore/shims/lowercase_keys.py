@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from aiodatastore.adapters.base import Adapter, Commit, Delete, Lookup, Put, ReadPolicy
+from aiodatastore.adapters.base import Adapter, Commit, Lookup, ReadPolicy, written_key
 from aiodatastore.adapters.registry import parse_bool
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, BadKeyError
@@ -111,7 +111,7 @@ class LowercaseKeys(KeyTransform):
                 checks[name] = _both(checks.get(name, version), version)
             inner.checks = checks
         if len(inner.writes) > 1:  # of several spellings the last
-            inner.writes = list({_key_of(write): write for write in inner.writes}.values())
+            inner.writes = list({written_key(write): write for write in inner.writes}.values())
         return inner
 
 
@@ -124,10 +124,6 @@ def _lower(text: str) -> str:
     if len(lower) > MAX_NAME_BYTES // 4 and (utf8_length(lower) or 0) > MAX_NAME_BYTES:
         raise BadKeyError(f"{text[:40]!r}... has more than {MAX_NAME_BYTES} bytes in lower case")
     return lower
-
-
-def _key_of(write: Put | Delete) -> Key:
-    return write.entity.key if isinstance(write, Put) else write.key
 
 
 def _both(one: int, two: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import anyio
 
-from aiodatastore.adapters.base import Adapter, Commit, Delete, Outcome, Put
+from aiodatastore.adapters.base import Adapter, Commit, Outcome, written_key
 from aiodatastore.adapters.registry import parse_float, parse_int
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, StoreClosedError, StoreFullError, StoreReadOnlyError, UnavailableError
@@ -175,9 +175,5 @@ def _can_not_happen_twice(commit: Commit) -> bool:
     A version never comes again. Absence does, so a put of what must not exist is not safe: it may have taken effect,
     and been deleted by somebody since.
     """
-    checked = [commit.checks.get(_key(write), EXISTS) > 0 for write in commit.writes]
+    checked = [commit.checks.get(written_key(write), EXISTS) > 0 for write in commit.writes]
     return not checked or (any(checked) if commit.atomic else all(checked))
-
-
-def _key(write: Put | Delete) -> Key:
-    return write.entity.key if isinstance(write, Put) else write.key

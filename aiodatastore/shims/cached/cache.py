@@ -21,6 +21,7 @@ from aiodatastore.adapters.base import (
     ReadPolicy,
     ResultStream,
     RunOptions,
+    written_key,
 )
 from aiodatastore.adapters.registry import adapter_from_url, parse_float, parse_int
 from aiodatastore.entity import Entity
@@ -734,10 +735,7 @@ class Cached(Shim, ChangeListener):
 def _written(commit: Commit) -> list[_Write]:
     """What a commit writes, in copies of its own: the child may do as it likes with the entities."""
     if len(commit.writes) > _MANY:
-        return [
-            _Write(write.entity.key if isinstance(write, Put) else write.key, None, kept=False)
-            for write in commit.writes
-        ]
+        return [_Write(written_key(write), None, kept=False) for write in commit.writes]
     return [
         _Write(write.entity.key, write.entity.snapshot(), write.ttl_s)
         if isinstance(write, Put)

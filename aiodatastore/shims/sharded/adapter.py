@@ -23,6 +23,7 @@ from aiodatastore.adapters.base import (
     ReadPolicy,
     ResultStream,
     RunOptions,
+    written_key,
 )
 from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
@@ -279,7 +280,7 @@ class Sharded(Routed):
             return ready
         writes: Sequence[Put | Delete] = commit.writes
         if state.layout.phase is Phase.COPYING:
-            roots = {key.root for key in map(_key_of, writes) if state.moves(key)}
+            roots = {key.root for key in map(written_key, writes) if state.moves(key)}
             writes = [*writes, *(Put(dirty_note(root)) for root in roots)]
         checks = {**commit.checks, LAYOUT_KEY: state.fences[number]}
         return _Fenced(checks, commit.spans, writes, commit.token, commit.atomic, commit.after_prepared, state=state)
@@ -322,10 +323,6 @@ def _on_the_move() -> UnavailableError:
     return error
 
 
-def _key_of(write: Put | Delete) -> Key:
-    return write.entity.key if isinstance(write, Put) else write.key
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
     """What a layout comes to: replaced as a whole, so that who holds one can tell whether it is still the one."""
@@ -350,7 +347,7 @@ class _State:
     def holds(self, commit: Commit) -> bool:
         """Whether a commit has to wait."""
         return self.layout.phase in (Phase.FROZEN, Phase.SWITCHED) and any(
-            self.moves(_key_of(write)) for write in commit.writes
+            self.moves(written_key(write)) for write in commit.writes
         )
 
 

@@ -28,6 +28,7 @@ from aiodatastore.adapters.base import (
     ReadPolicy,
     ResultStream,
     RunOptions,
+    written_key,
 )
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
@@ -346,7 +347,7 @@ class Routed(Adapter):
                 return None
             parts.setdefault(number, Part()).spans.append(replace(span, owner=span.owner[1:]))
         for write in commit.writes:
-            key = write.entity.key if isinstance(write, Put) else write.key
+            key = written_key(write)
             parts.setdefault(place(key), Part()).writes.append(write)
         return parts
 
@@ -361,7 +362,7 @@ class Routed(Adapter):
                 return None
             only = number
         for write in commit.writes:
-            number = self.place(write.entity.key if isinstance(write, Put) else write.key)
+            number = self.place(written_key(write))
             if only not in (-1, number):
                 return None
             only = number
@@ -517,7 +518,7 @@ class Routed(Adapter):
             if outcome.version is None:
                 continue
             for write in part.writes:
-                key = write.entity.key if isinstance(write, Put) else write.key
+                key = written_key(write)
                 versions[key] = outcome.version_of(key)
                 written.append(versions[key])
         if error is not None and versions:
