@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class _Lane:
 
     __slots__ = ("commits", "current", "eventual", "lookups")
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: Adapter, when_answered: Callable[[float], None]) -> None:
         async def strong(batch: list[Sequence[Key]]) -> Sequence[Lookup]:
             if len(batch) == 1 and len(batch[0]) == 1:
                 return (await adapter.lookup(batch[0]),)
@@ -63,6 +63,7 @@ class _Lane:
         self.current = self.lookups
         if Capability.CURRENT_READS not in adapter.capabilities:
             self.current = Batcher(current, max_weight=MAX_BATCH_KEYS)
+        self.commits.when_answered = self.lookups.when_answered = when_answered
 
     async def wait_idle(self) -> None:
         for line in {self.lookups, self.current, self.eventual}:
@@ -92,7 +93,7 @@ class Channel:
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
-        self._lane = _Lane(adapter)
+        self._lane = _Lane(adapter, self._note_answered)
         self._lane_of = adapter.lane if adapter.has_lanes else None
         self._lanes: dict[int, _Lane] = {}
         self._token_prefix = os.urandom(10)
@@ -113,7 +114,7 @@ class Channel:
             return self._lane
         lane = self._lanes.get(number)
         if lane is None:
-            lane = self._lanes[number] = _Lane(self.adapter)
+            lane = self._lanes[number] = _Lane(self.adapter, self._note_answered)
         return lane
 
     async def lookup_one(self, key: Key) -> Entity | None:
@@ -149,6 +150,10 @@ class Channel:
         """The same at once, in the line of the one entity that it writes, where those before and after it stand."""
         lane = self._lane if self._lane_of is None else self._lane_for((commit.key,))
         return await lane.commits.settle(commit, deadline)
+
+    def _note_answered(self, now: float) -> None:
+        """Calls have waited, so that other tasks ran: nobody has held the loop."""
+        self.yield_at = now + max(MIN_HOLD_S, MAX_HOLD_S / (1 + self._breathing))
 
     async def breathe_if_due(self) -> None:
         """:meth:`breathe` if this task may have held the loop for :data:`MAX_HOLD_S`."""

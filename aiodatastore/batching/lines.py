@@ -76,6 +76,9 @@ class Batcher(Generic[Request, Answer]):
         self._beside = False
         self._idle: anyio.Event | None = None
         self.others: Sequence[Batcher[Any, Any]] = ()
+        """Lines of the same tasks."""
+        self.when_answered: Callable[[float], None] | None = None
+        """Told when (``perf_counter``) calls that had to wait are answered."""
         self._under_way = 0  # calls of the batch that is
         self._last = 0  # calls of the last batch, which may soon come again
         self._answered: list[tuple[Call[Request, Answer], Answer]] = []  # told when the next batch is on its way
@@ -186,6 +189,8 @@ class Batcher(Generic[Request, Answer]):
                     await self._send_one_by_one(batch)
                 return
             answered = time.perf_counter()
+            if self.when_answered is not None:
+                self.when_answered(answered)
             self._under_way = 0
             self._last = len(batch)
             self._tell_answered()
