@@ -51,7 +51,14 @@ _GONE = (
 
 def is_lost(exc: BaseException) -> bool:
     """Whether the connection is gone, or could not be made: another one may do."""
-    return isinstance(exc, _LOST) and not isinstance(exc, asyncpg.ClientConfigurationError | ValueError)
+    if isinstance(exc, asyncpg.ClientConfigurationError | ValueError) or _is_poolers_refusal(exc):
+        return False
+    return isinstance(exc, _LOST)
+
+
+def _is_poolers_refusal(exc: BaseException) -> bool:
+    """Whether pgbouncer lets nobody in who sends settings of a session."""
+    return isinstance(exc, asyncpg.ProtocolViolationError) and "unsupported startup parameter" in str(exc)
 
 
 def is_missing(exc: BaseException) -> bool:
@@ -81,6 +88,8 @@ def translate(exc: BaseException, url: str) -> DatastoreError:
         return CorruptDataError(f"{url}: the server reports damaged data ({exc})")
     if isinstance(exc, asyncpg.ProgramLimitExceededError):
         return BadRequestError(f"{url}: larger than PostgreSQL allows ({exc})")
+    if _is_poolers_refusal(exc):
+        return UnavailableError(f"{url}: this is pgbouncer ({exc}): say pooler=transaction")
     if isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
         return UnavailableError(f"{url}: the server refuses the connection ({exc})")
     if isinstance(exc, asyncpg.ClientConfigurationError):

@@ -65,6 +65,8 @@ _LENGTH: Final = struct.Struct(">i")
 _VERSION: Final = struct.Struct(">q")
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 1.0
+_POOLED_RETRY_S: Final = 20.0
+"""pgbouncer that has lost its server does not look for it again before ``server_login_retry``, 15 s by default."""
 _REPLICA_REST_S: Final = 5.0
 """For so long a replica that could not be reached, or lacks the tables yet, is left alone, and the primary answers."""
 _LONG_NOTED: Final = -2
@@ -117,7 +119,8 @@ class PostgresRowStore(RowStore):
 
     Give either ``dsn`` (``postgresql://user:password@host:port/database``, several hosts with commas) or ``pool``, an
     asyncpg pool, which is left open. ``schema`` is made if it is missing. ``max_size`` connections at most,
-    ``min_size`` of them at once. ``retry_s``: how long a call goes on when the server can't be reached.
+    ``min_size`` of them at once. ``retry_s``: how long a call goes on when the server can't be reached,
+    15 if None, and 20 behind a pooler.
     ``command_timeout_s``: an answer that takes longer counts as a lost connection. ``replica``: the DSN of a server
     that follows this one, for reads that may be late. ``read_only`` refuses writes and makes nothing. ``ssl`` as
     asyncpg takes it.
@@ -135,7 +138,7 @@ class PostgresRowStore(RowStore):
         schema: str = "aiodatastore",
         min_size: int = 1,
         max_size: int = 10,
-        retry_s: float = 15.0,
+        retry_s: float | None = None,
         command_timeout_s: float = 15.0,
         connect_timeout_s: float = 10.0,
         statement_cache_size: int | None = None,
@@ -153,6 +156,8 @@ class PostgresRowStore(RowStore):
             raise BadArgumentError(
                 f"min_size={min_size}, max_size={max_size}: expected 0 <= min_size <= max_size, 1 or more"
             )
+        if retry_s is None:
+            retry_s = 15.0 if pooler == "none" else _POOLED_RETRY_S
         if retry_s < 0 or command_timeout_s <= 0 or connect_timeout_s <= 0 or (statement_cache_size or 0) < 0:
             raise BadArgumentError("retry_s and statement_cache_size must be at least 0, the time-outs more than 0")
         if statement_cache_size is None:
