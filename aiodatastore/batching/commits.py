@@ -57,7 +57,7 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             if deadline != math.inf and anyio.current_time() >= deadline:
                 raise _too_late()
             self._busy = True
-            gathers = self._last > 1
+            gathers = self._last > 1 and len(commit.writes) < LARGE_WRITES
             if not gathers:
                 try:
                     return await self._settle_alone(commit)
@@ -73,7 +73,12 @@ class CommitBatcher(Batcher[Commit, Outcome]):
             finally:
                 self._beside = False
                 self._tell_idle()
-        self._adapter.encode(commit)
+        try:
+            self._adapter.encode(commit)
+        except BaseException:
+            if gathers:
+                self._pass_on()
+            raise
         call: Call[Commit, Outcome] = Call(commit, _weight(commit), self._make_waiter())
         self._queue.append(call)
         kept = None
