@@ -298,6 +298,13 @@ class RowStore(ABC):
     async def count(self, span: Span) -> SpanCount:
         """Count rows without fetching them."""
 
+    def count_now(self, span: Span) -> SpanCount | None:
+        """Like :meth:`count`, at once, or None where that would have to wait, or take long.
+
+        The version need not be told: 0. None is the default.
+        """
+        return None
+
     @abstractmethod
     async def commit(self, batch: RowBatch) -> list[RowOutcome]:
         """Verify and apply, each commit atomically; the later see what the earlier wrote.

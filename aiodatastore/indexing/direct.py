@@ -12,13 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from aiodatastore.indexing.encoding import invert
 from aiodatastore.indexing.normal import NormalQuery
 from aiodatastore.indexing.planner import BranchPlan, key_is_bounded
 from aiodatastore.rowstore import TAIL_KEY_MASK, TAIL_MULTI, Row, Space, Span
 
-__all__ = ["DirectSpan", "GivesRows", "RowPage", "direct_span"]
+if TYPE_CHECKING:
+    from aiodatastore.adapters.base import ReadPolicy
+    from aiodatastore.query import Query
+
+__all__ = ["DirectSpan", "GivesCounts", "GivesRows", "RowPage", "direct_span"]
 
 _tail, _payload = itemgetter(1), itemgetter(3)
 
@@ -77,6 +82,15 @@ class GivesRows:
         Entities are payloads of :class:`~aiodatastore.serializers.MsgpackSerializer`. To be called before the first
         page; the pages then go on after what was given.
         """
+        raise NotImplementedError
+
+
+class GivesCounts:
+    """An adapter that may tell how many results there are at once, for who adds up what several have."""
+
+    def count_now(self, query: Query, read_policy: ReadPolicy) -> int | None:
+        """How many keys a ``keys_only`` query has, which has no limit, offset or cursor; None if that can't be told at
+        once."""
         raise NotImplementedError
 
 

@@ -503,6 +503,23 @@ async def test_a_scan_at_once_gives_the_rows_of_a_scan(path: Path, joined: bool,
         assert store.scan_now(ALL_ROWS, 1) is None
 
 
+async def test_a_count_at_once_is_a_small_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path, inline_reads=True) as store:
+        await commit(store, puts(*[(b"%05d" % n, b"x") for n in range(1000)]))
+        for span in (ALL_ROWS, Span(Space.ENTITY, b"00100", b"00200")):
+            rows, multi, _ = await store.count(span)
+            assert rows == (100 if span.space is Space.ENTITY else 1000)
+            assert store.count_now(span) == (rows, multi, 0)
+        monkeypatch.setattr(module, "INLINE_COUNT", 1000)
+        assert store.count_now(ALL_ROWS) == (1000, 0, 0)
+        monkeypatch.setattr(module, "INLINE_COUNT", 999)
+        assert store.count_now(ALL_ROWS) is None
+    with pytest.raises(StoreClosedError):
+        store.count_now(ALL_ROWS)
+    async with opened(path, inline_reads=False) as store:
+        assert store.count_now(ALL_ROWS) is None
+
+
 async def test_the_switch_keeps_every_read_in_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path, inline_reads=False) as store:
         await commit(store, puts(*[(b"%05d" % n, b"x") for n in range(5000)]))

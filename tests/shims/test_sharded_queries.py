@@ -5,15 +5,17 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aiodatastore import Datastore, Entity, Key, Query
-from aiodatastore.adapters.base import Adapter, Page, RunOptions
+from aiodatastore.adapters.base import MIXED, Adapter, AggregateResult, Page, RunOptions
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.adapters.sqlite.store import SQLiteRowStore
+from aiodatastore.bound_query import COUNT, BoundQuery
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.indexing.planner import plan_branch
@@ -212,3 +214,44 @@ async def test_counts_of_several_stores_add_up(tmp_path: Path) -> None:
         assert await ds.query("Item").filter("tags", "in", ["all", "odd"]).count() == 100
         assert await ds.query("Item").filter("tags", "=", "odd").keys_only().count() == 50
         assert await ds.query("Item").order("price").project("price").count() == 100
+
+
+@anyio_test
+async def test_counts_at_hand_are_added_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True) for number in range(4)]
+    sharded = Sharded([EngineAdapter(store) for store in stores])
+    asked = 0
+    aggregate = EngineAdapter.aggregate
+
+    async def counted(*arguments: Any) -> AggregateResult:
+        nonlocal asked
+        asked += 1
+        return await aggregate(*arguments)
+
+    async def ask(query: BoundQuery, expected: int) -> int:
+        nonlocal asked
+        asked = 0
+        assert await query.count() == expected
+        return asked
+
+    monkeypatch.setattr(EngineAdapter, "aggregate", counted)
+    monkeypatch.setattr("aiodatastore.adapters.engine.core.CATALOG_MAX_AGE_S", 3600)
+    async with Datastore(sharded) as ds:
+        found = items()
+        for entity in found:
+            entity["tags"] = ["all", "odd" if entity["group"] else "even"]
+        await ds.put(found)
+        every, odd = ds.query("Item"), ds.query("Item").filter("tags", "=", "odd")
+        for query, expected in ((every, 100), (odd, 50), (odd.keys_only(), 50), (every.filter("price", "<=", 30), 30)):
+            assert await ask(query, expected) == 0
+        # More than a span of each store has to be looked at.
+        assert await ask(every.order("tags"), 100) == 4
+        assert await ask(every.offset(10), 90) == 4
+        assert await ask(odd.filter("group", "=", 1), 50) == 4
+        assert await sharded.aggregate(every.query, [COUNT, COUNT]) == AggregateResult(
+            [100, 100], 0, clock=MIXED, scans=4
+        )
+        tracked = await sharded.aggregate(every.query, [COUNT], RunOptions(track=True))
+        assert len(tracked.spans) == 4
+        monkeypatch.setattr(stores[2], "count_now", lambda _: None)
+        assert await ask(odd, 50) == 4

@@ -26,7 +26,7 @@ from aiodatastore.adapters.base import (
     ResultStream,
     RunOptions,
 )
-from aiodatastore.adapters.engine.aggregation import aggregate
+from aiodatastore.adapters.engine.aggregation import aggregate, count_now
 from aiodatastore.adapters.engine.building import IndexBuilder
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.engine.header import FORMAT_KEY, Header
@@ -40,6 +40,7 @@ from aiodatastore.errors import (
 )
 from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
+from aiodatastore.indexing.direct import GivesCounts
 from aiodatastore.indexing.encoding import (
     decode_key,
     encode_key,
@@ -79,7 +80,7 @@ _SLICE = 128
 _DEFAULT = RunOptions()
 
 
-class EngineAdapter(Engine, Adapter):
+class EngineAdapter(Engine, Adapter, GivesCounts):
     """Keeps entities in a row store.
 
     ``require_indexes``: queries that need a composite index raise ``NeedIndexError`` instead of being served
@@ -210,6 +211,10 @@ class EngineAdapter(Engine, Adapter):
             if missing is not None:
                 raise missing
         return await aggregate(self, query, aggregations, options)
+
+    def count_now(self, query: Query, read_policy: ReadPolicy) -> int | None:
+        """By one count of a store that answers at once, where that is all there is to it."""
+        return count_now(self, query, read_policy)
 
     def _prepare(self, commit: Commit) -> RowCommit:
         puts: list[RowPut] = []

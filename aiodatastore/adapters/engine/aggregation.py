@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aiodatastore.adapters.base import AggregateResult, Aggregation, RunOptions
+from aiodatastore.adapters.base import AggregateResult, Aggregation, ReadPolicy, RunOptions
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.errors import BadArgumentError, DatastoreError
@@ -25,7 +25,7 @@ from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
 from aiodatastore.rowstore import TAIL_MULTI, SpanCount
 
-__all__ = ["aggregate"]
+__all__ = ["aggregate", "count_now"]
 
 _TALLY_SHIFT = 20
 _MULTI = TAIL_MULTI >> _TALLY_SHIFT
@@ -115,6 +115,19 @@ async def _count_directly(engine: Engine, query: Query, options: RunOptions) -> 
         return None  # an entity with several rows here is one result
     rows = max(0, counted.rows - query.skip)
     return SpanCount(rows if limit is None else min(rows, limit), 0, counted.version)
+
+
+def count_now(engine: Engine, query: Query, read_policy: ReadPolicy) -> int | None:
+    """The same at once, of a query of keys without limit, offset and cursors; None where that would have to wait."""
+    if not engine.refresh_now() or (engine.require_indexes and engine.missing_index(query) is not None):
+        return None
+    direct = engine.plan(query).direct
+    if direct is None or direct.span.lo >= direct.span.hi:
+        return None
+    counted = engine.reading(read_policy).count_now(direct.span)
+    if counted is None or (direct.once and counted.multi) or engine.stale:
+        return None
+    return counted.rows
 
 
 async def _count(engine: Engine, query: Query, reader: Reader) -> int:

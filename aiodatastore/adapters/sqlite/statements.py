@@ -11,6 +11,7 @@ from aiodatastore.rowstore import Space
 __all__ = [
     "APPLICATION_ID",
     "COUNT",
+    "COUNT_ONLY",
     "FIND",
     "FIND_KEYS",
     "FORMAT_VERSION",
@@ -69,6 +70,7 @@ COUNT = {
     Space.INDEX: f"SELECT count(*), coalesce(sum(tail & 1048576) >> 20, 0), ({VERSION})"
     " FROM (SELECT tail FROM rows WHERE row >= ? AND row < ? LIMIT ?)",
 }
+COUNT_ONLY = {space: text.replace(f"({VERSION})", "0") for space, text in COUNT.items()}
 # A span's rows, counted by what is between the first bytes and the key.
 TALLY = (
     "SELECT substr(row, ? + 1, length(row) - ? - (tail & 1048575)), tail >> 20, count(*) FROM rows"

@@ -20,7 +20,7 @@ from aiodatastore.adapters.forking import open_stores
 from aiodatastore.adapters.sqlite.errors import mapped, translate
 from aiodatastore.adapters.sqlite.file import StoreFile
 from aiodatastore.adapters.sqlite.reading import count, read, scan, tally
-from aiodatastore.adapters.sqlite.statements import COUNT, GET, SCANS, VERSION
+from aiodatastore.adapters.sqlite.statements import COUNT, COUNT_ONLY, GET, SCANS, VERSION
 from aiodatastore.adapters.sqlite.transactions import transaction
 from aiodatastore.adapters.sqlite.writing import checked, run_batch, writes
 from aiodatastore.adapters.threads import to_the_end
@@ -257,6 +257,13 @@ class SQLiteRowStore(RowStore):
         if found is not None and found[0][0] <= INLINE_COUNT:
             return SpanCount(*found[0])
         return await self._run(False, partial(count, span, -1))
+
+    def count_now(self, span: Span) -> SpanCount | None:
+        space, lo, hi = span
+        found = self._at_once(COUNT_ONLY[space], (lo, hi, INLINE_COUNT + 1))
+        if found is None or found[0][0] > INLINE_COUNT:
+            return None
+        return SpanCount(*found[0])
 
     async def tally(self, span: Span, skip: int) -> SpanTally | None:
         # As with counting, but a group costs ten times as much as a row: always in a thread where there are many.
