@@ -9,8 +9,9 @@ several rows, one that the scan did not join), are the stages' work; both give t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from aiodatastore.adapters.base import ReadPolicy
     from aiodatastore.query import Query
 
-__all__ = ["DirectSpan", "GivesCounts", "GivesRows", "RowPage", "direct_span"]
+__all__ = ["DirectSpan", "GivesCounts", "GivesRows", "RowPage", "ScanNow", "SpanUnion", "direct_span", "direct_spans"]
 
-_tail, _payload = itemgetter(1), itemgetter(3)
+_position, _tail, _payload = itemgetter(0), itemgetter(1), itemgetter(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class DirectSpan:
         return (invert(components) if self.backward else components) + (invert(key) if self.key_descending else key)
 
 
+ScanNow = Callable[["DirectSpan", Span, int], list[Row] | None]
+"""Tells the first so many rows of a part of a span, if they are at hand."""
 RowPage = tuple[list[bytes], list[Row], bool]
 """The positions of results, their rows, and whether more may follow. A plain tuple: a page is merged of several."""
 
@@ -94,11 +97,81 @@ class GivesCounts:
         raise NotImplementedError
 
 
+class SpanUnion:
+    """The rows of several spans merged by position, each position once.
+
+    An entity of whose rows one is met alone, in each of the spans where it is met, stands at the same position in all.
+    """
+
+    __slots__ = ("_spans",)
+
+    def __init__(self, spans: Sequence[DirectSpan]) -> None:
+        self._spans = [_Rest(direct, direct.span) for direct in spans]
+
+    def next_rows(self, scan: ScanNow, limit: int) -> tuple[RowPage, int, int] | None:
+        """The next rows, at most ``limit``; how many were read for them, and by how many scans.
+
+        None if they can't be had at once, or some are not results as they stand: there are no next ones then.
+        """
+        spans = self._spans
+        share = limit / len(spans)
+        size = min(limit, int(share + 1.5 * share**0.5 + 1))
+        read = scans = 0
+        for each in spans:
+            if each.items or each.ended:
+                continue
+            direct, span = each.direct, each.span
+            rows = [] if span.lo >= span.hi else scan(direct, span, size)
+            if rows is None or not direct.plain(rows):
+                return None
+            scans += 1
+            read += len(rows)
+            each.ended = len(rows) < size
+            if rows:
+                each.span = direct.beyond(rows[-1][0])
+                each.items = list(zip(direct.positions(rows), rows, strict=True))
+        found: dict[bytes, Row] = {}
+        for each in spans:
+            found.update(each.items)
+        # What comes after the last row that was read of a span may be preceded by what has yet to be read of it.
+        safe = min([each.items[-1][0] for each in spans if not each.ended], default=None)
+        positions = sorted(found)
+        if safe is not None:
+            positions = positions[: bisect_right(positions, safe)]
+        positions = positions[:limit]
+        if positions:
+            last = positions[-1]
+            for each in spans:
+                each.items = each.items[bisect_right(each.items, last, key=_position) :]
+        more = any([each.items or not each.ended for each in spans])
+        return (positions, [found[position] for position in positions], more), read, scans
+
+
+@dataclass(slots=True)
+class _Rest:
+    """What of a span was not given yet: what was read, and what has yet to be."""
+
+    direct: DirectSpan
+    span: Span
+    items: list[tuple[bytes, Row]] = field(default_factory=list)
+    ended: bool = False
+
+
+def direct_spans(query: NormalQuery, plans: Sequence[BranchPlan]) -> list[DirectSpan] | None:
+    """The spans whose rows together are a query's results, each in order; None if there is more to them."""
+    found = [_direct(query, plan) for plan in plans]
+    spans = [direct for direct in found if direct is not None]
+    return spans if len(spans) == len(plans) > 0 else None
+
+
 def direct_span(query: NormalQuery, plans: Sequence[BranchPlan]) -> DirectSpan | None:
     """The span whose rows are a query's results, in order; None if there is no such span."""
-    if len(plans) != 1 or query.distinct or query.projection or query.trailing:
+    return _direct(query, plans[0]) if len(plans) == 1 else None
+
+
+def _direct(query: NormalQuery, plan: BranchPlan) -> DirectSpan | None:
+    if query.distinct or query.projection or query.trailing:
         return None
-    plan = plans[0]
     access, branch = plan.ordered, plan.branch
     if plan.filtered is not None or not access.exact or len(access.spans) != 1:
         return None

@@ -7,9 +7,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aiodatastore import Datastore, Entity, Key, Query
+from aiodatastore import Datastore, Entity, Key, Or, PropertyFilter, Query
 from aiodatastore.adapters.base import MIXED, Adapter, AggregateResult, Page, RunOptions
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.engine.streams import EngineStream
@@ -19,8 +22,10 @@ from aiodatastore.bound_query import COUNT, BoundQuery
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.indexing.planner import plan_branch
+from aiodatastore.rowstore import Row, Span
 from aiodatastore.serializers import MsgpackSerializer
 from aiodatastore.shims.sharded import Sharded
+from tests.shims.stacks import PROFILE
 
 anyio_test = pytest.mark.anyio
 INDEX = IndexDefinition("Item", (("group", "asc"), ("price", "desc")))
@@ -101,16 +106,21 @@ QUERIES = {
     "one of a list": Query("Item").filter("tags", "=", "odd").order("price"),
     "by a list": Query("Item").order("tags"),
     "union": Query("Item").filter("group", "in", [0, 1]).order("-price"),
+    "union by key": Query("Item").filter(
+        Or(PropertyFilter("tags", "in", ["odd", "all"]), PropertyFilter("price", "=", 4))
+    ),
+    "ranges": Query("Item").filter(Or(PropertyFilter("price", "<", 9), PropertyFilter("price", ">", 5))).order("price"),
+    "union of lists": Query("Item").filter("tags", "in", ["odd", "all"]).order("price"),
     "projection": Query("Item").order("price").project("price"),
     "nothing": Query("Item").filter("group", "=", 7).order("-price"),
 }
-AT_ONCE = {"descending", "from a price", "keys", "keys, backwards", "nothing"}
+AT_ONCE = {"descending", "from a price", "keys", "keys, backwards", "nothing", "union", "union by key", "ranges"}
 
 
-async def pages_of(adapter: Adapter, query: Query, page_size: int | None) -> list[tuple[object, ...]]:
+async def pages_of(adapter: Adapter, query: Query, page_size: int | None) -> list[tuple[Any, ...]]:
     """What each page comes to."""
     stream = adapter.run(query, RunOptions(positions=True, page_size=page_size))
-    pages: list[tuple[object, ...]] = []
+    pages: list[tuple[Any, ...]] = []
     more = True
     while more:
         page = await stream.next_page()
@@ -255,3 +265,89 @@ async def test_counts_at_hand_are_added_up_at_once(tmp_path: Path, monkeypatch: 
         assert len(tracked.spans) == 4
         monkeypatch.setattr(stores[2], "count_now", lambda _: None)
         assert await ask(odd, 50) == 4
+
+
+class AtHand(MemoryRowStore):
+    """Has rows at hand, as long as it likes to."""
+
+    def __init__(self, scans: int) -> None:
+        super().__init__()
+        self.scans = scans
+
+    def scan_now(
+        self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False
+    ) -> list[Row] | None:
+        self.scans -= 1
+        if self.scans < 0:
+            return None
+        try:
+            self.scan(span, limit, reverse=reverse, with_entities=with_entities).send(None)
+        except StopIteration as answer:
+            rows: list[Row] = answer.value.rows
+            return rows
+        raise AssertionError("it waits")
+
+
+_numbers = st.integers(0, 4)
+_several = st.one_of(_numbers, st.lists(_numbers, max_size=3))
+
+
+def _items(prices: st.SearchStrategy[Any]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    values = st.fixed_dictionaries({"group": _numbers, "price": prices, "tags": _several})
+    return st.lists(values, max_size=60)
+
+
+_entities = _items(_numbers) | _items(_numbers) | _items(_several)
+_chosen = st.lists(_numbers, min_size=1, max_size=3, unique=True)
+_unions = st.one_of(
+    st.builds(PropertyFilter, st.sampled_from(["group", "tags"]), st.just("in"), _chosen),
+    st.builds(
+        Or,
+        st.builds(PropertyFilter, st.just("price"), st.just("<"), _numbers),
+        st.builds(PropertyFilter, st.just("price"), st.just(">"), _numbers),
+    ),
+    st.builds(
+        Or,
+        st.builds(PropertyFilter, st.just("group"), st.just("="), _numbers),
+        st.builds(PropertyFilter, st.just("tags"), st.just("="), _numbers),
+    ),
+)
+_orders = st.sampled_from([(), ("price",), ("-price",), ("-__key__",), ("-price", "-__key__"), ("price", "-__key__")])
+
+
+@settings(settings.get_profile(PROFILE))
+@given(
+    _entities,
+    st.lists(st.tuples(_unions, _orders, st.booleans(), st.none() | st.integers(1, 30), st.integers(0, 3)), max_size=8),
+    st.sampled_from([None, 1, 3, 8]),
+    st.sampled_from([0, 1, 5, 1000]),
+)
+def test_unions_at_hand_give_what_one_store_gives(
+    entities: list[dict[str, Any]],
+    queries: list[tuple[Any, tuple[str, ...], bool, int | None, int]],
+    page_size: int | None,
+    scans: int,
+) -> None:
+    async def whole(adapter: Adapter, query: Query) -> tuple[object, ...]:
+        pages = await pages_of(adapter, query, page_size)
+        results = [each for results, _, _, _ in pages for each in results]
+        positions = [each for _, positions, _, _ in pages for each in positions]
+        return results, positions, pages[-1][2] if results else None, sum([skipped for _, _, _, skipped in pages])
+
+    async def main() -> None:
+        one = EngineAdapter(MemoryRowStore())
+        stores = [AtHand(1000) for _ in range(3)]
+        sharded = Sharded([EngineAdapter(store) for store in stores])
+        async with Datastore(one) as plain, Datastore(sharded) as ds:
+            for each in (plain, ds):
+                for name, direction in (("group", "asc"), ("tags", "asc"), ("group", "desc"), ("tags", "desc")):
+                    await each.create_index(IndexDefinition("Item", ((name, "asc"), ("price", direction))))
+                await each.put([Entity(Key("Item", n), values) for n, values in enumerate(entities, 1)])
+            for condition, orders, keys, limit, offset in queries:
+                query = Query("Item").filter(condition).order(*orders).offset(offset).limit(limit)
+                for number, store in enumerate(stores):
+                    store.scans = scans + number
+                query = query.keys_only() if keys else query
+                assert await whole(sharded, query) == await whole(one, query)
+
+    anyio.run(main)

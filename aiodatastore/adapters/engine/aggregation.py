@@ -133,7 +133,7 @@ def count_now(engine: Engine, query: Query, read_policy: ReadPolicy) -> int | No
 async def _count(engine: Engine, query: Query, reader: Reader) -> int:
     # Keys are enough, except where a projection or distinct makes the results.
     keys = query if query.projection or query.only_keys else query.keys_only()
-    normal, plans, _ = engine.plan(keys)
+    normal, plans, *_ = engine.plan(keys)
     if not plans:
         return 0
     limit = query.max_results
@@ -191,7 +191,7 @@ async def _by_index(engine: Engine, query: Query, reader: Reader, item: Aggregat
     try:
         projection = query.project(name)
         projection.check()
-        normal, plans, _ = engine.plan(projection)
+        normal, plans, *_ = engine.plan(projection)
     except DatastoreError:
         return None  # a property with an equality filter can't be projected
     if [order.name for order in normal.components] != [name] or not all(plan.ordered.exact for plan in plans):
@@ -278,7 +278,7 @@ async def _by_entities(
     engine: Engine, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
-    normal, plans, _ = engine.plan(query)
+    normal, plans, *_ = engine.plan(query)
     sums = [RunningSum() for _ in aggregations]
     results = 0
     if plans:

@@ -16,7 +16,7 @@ from aiodatastore.entity import Entity
 from aiodatastore.errors import BadCursorError, NeedIndexError
 from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
 from aiodatastore.indexing.definitions import IndexDefinition
-from aiodatastore.indexing.direct import DirectSpan, direct_span
+from aiodatastore.indexing.direct import DirectSpan, direct_span, direct_spans
 from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
 from aiodatastore.indexing.normal import NormalQuery, Prepared, normalize, query_name
@@ -38,11 +38,16 @@ _MAX_ALIKE = 8
 
 
 class Planned(NamedTuple):
-    """A query ready to run. ``direct`` is None where more than one span, or work on its rows, is needed."""
+    """A query ready to run.
+
+    ``direct`` is None where more than one span, or work on its rows, is needed; ``union`` where one span is enough, or
+    the rows of several are not the results.
+    """
 
     normal: NormalQuery
     plans: list[BranchPlan]
     direct: DirectSpan | None
+    union: list[DirectSpan] | None = None
 
 
 class Engine:
@@ -107,7 +112,8 @@ class Engine:
     def _planned(self, normal: NormalQuery) -> Planned:
         serving = self.catalog.serving
         plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
-        return Planned(normal, plans, direct_span(normal, plans))
+        union = direct_spans(normal, plans) if len(plans) > 1 else None
+        return Planned(normal, plans, direct_span(normal, plans), union)
 
     def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
         """Where a query starts and ends.

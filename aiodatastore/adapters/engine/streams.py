@@ -8,14 +8,14 @@ from typing import Any
 from aiodatastore.adapters.base import Page, ResultStream, RunOptions, Unread
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import NeedIndexError
-from aiodatastore.indexing.direct import DirectSpan, GivesRows, RowPage
+from aiodatastore.indexing.direct import DirectSpan, GivesRows, RowPage, SpanUnion
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.execution import FIRST_PAGE, Bounds, QueryRun, following_size, page_limit
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
-from aiodatastore.rowstore import TAIL_KEY_MASK, Row, Space
+from aiodatastore.rowstore import TAIL_KEY_MASK, Row, Space, Span
 from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 
 __all__ = ["EngineStream"]
@@ -34,7 +34,7 @@ class EngineStream(ResultStream, GivesRows):
         self._engine = engine
         self._query = query
         self._options = options
-        self._normal, self._plans, direct = engine.plan(query)
+        self._normal, self._plans, direct, union = engine.plan(query)
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
         self._to_check = engine.require_indexes
@@ -46,13 +46,14 @@ class EngineStream(ResultStream, GivesRows):
         self._scanned: Step | None = None
         self._defers = False
         self._next_size = FIRST_PAGE
-        self._direct = direct
         if self._metadata or bounds.start or bounds.end is not None or bounds.skip or bounds.limit == 0:
-            self._direct = None
+            direct = union = None
+        self._direct = direct
+        self._union = None if union is None else SpanUnion(union)
         self._given: bytes | None = None
         self._scans = self._rows_given = 0
         self._run: QueryRun | None = None
-        if self._direct is None:
+        if direct is None and union is None:
             self._start()
 
     def defer(self) -> bool:
@@ -68,21 +69,23 @@ class EngineStream(ResultStream, GivesRows):
         return self._made_reader
 
     def rows_now(self, limit: int) -> RowPage | None:
-        """By a scan alone, where the query is one span of a store that answers at once."""
-        direct, engine, options = self._direct, self._engine, self._options
-        if direct is None or options.track or self._to_check:
+        """By scans alone, where the query is one span, or several, of a store that answers at once."""
+        direct, union, engine, options = self._direct, self._union, self._engine, self._options
+        if (direct is None and union is None) or options.track or self._to_check:
             return None
-        if not direct.keys_only and type(engine.serializer) is not MsgpackSerializer:
+        if not self._query.only_keys and type(engine.serializer) is not MsgpackSerializer:
             return None
         if not engine.refresh_now() or engine.catalog.version != self._planned_with or engine.retired != self._retired:
             return None
         bounds, given = self._bounds, self._given
         want = limit if bounds.limit is None else min(limit, bounds.limit)
+        if direct is None:
+            assert union is not None
+            return self._union_now(union, want)
         span = direct.span if given is None else direct.beyond(given)
         rows: list[Row] = []
         if span.lo < span.hi:
-            store = engine.reading(options.read_policy)
-            found = store.scan_now(span, want, reverse=direct.backward, with_entities=not direct.keys_only)
+            found = self._scan_now(direct, span, want)
             if found is None or not direct.plain(found) or engine.stale:
                 return None
             rows = found
@@ -96,6 +99,27 @@ class EngineStream(ResultStream, GivesRows):
                 bounds.limit -= len(rows)
         self._done = len(rows) < want or bounds.limit == 0
         return positions, rows, not self._done
+
+    def _union_now(self, union: SpanUnion, want: int) -> RowPage | None:
+        """The same of several spans."""
+        found = union.next_rows(self._scan_now, want)
+        if found is None or self._engine.stale:
+            self._union = None
+            return None
+        (positions, rows, more), read, scans = found
+        bounds = self._bounds
+        self._scans += scans
+        self._rows_given += read
+        if positions:
+            bounds.move(positions[-1])
+            if bounds.limit is not None:
+                bounds.limit -= len(rows)
+        self._done = not more or bounds.limit == 0
+        return positions, rows, not self._done
+
+    def _scan_now(self, direct: DirectSpan, span: Span, limit: int) -> list[Row] | None:
+        store = self._engine.reading(self._options.read_policy)
+        return store.scan_now(span, limit, reverse=direct.backward, with_entities=not direct.keys_only)
 
     def _start(self) -> QueryRun:
         engine = self._engine
@@ -156,7 +180,7 @@ class EngineStream(ResultStream, GivesRows):
             self._rewind(before)
 
     async def _read_page(self) -> Page:
-        direct, self._direct = self._direct, None
+        direct, self._direct, self._union = self._direct, None, None
         if direct is not None and self._given is None:
             page = await self._read_directly(direct)
             if page is not None:
@@ -210,10 +234,10 @@ class EngineStream(ResultStream, GivesRows):
 
     def _plan_again(self) -> None:
         engine = self._engine
-        self._normal, self._plans, _ = engine.plan(self._query)
+        self._normal, self._plans, *_ = engine.plan(self._query)
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
-        self._direct = None
+        self._direct = self._union = None
         self._start()
 
     def _rewind(self, bounds: Bounds) -> None:
