@@ -324,6 +324,7 @@ def _made(settings: dict[str, Any]) -> Adapter:
 async def _work(settings: dict[str, Any]) -> None:
     store = _made(settings)
     process, seconds = settings["process"], settings["seconds"]
+    lines: list[str] = []  # told at the end: who waits for a reader of its output holds up its event loop
     async with Datastore(store) as ds, anyio.create_task_group() as group:
 
         async def transactions() -> None:
@@ -333,11 +334,18 @@ async def _work(settings: dict[str, Any]) -> None:
                 tasks=2,
                 transactions=settings["transactions"],
                 client=process,
-                record=lambda recorded: print("t" + recorded.to_json()),
+                record=lambda recorded: lines.append("t" + recorded.to_json()),
             )
 
         group.start_soon(transactions)
-        await run_reads(ds, process=process, tasks=3, seconds=seconds, record=lambda event: print("e" + to_line(event)))
+        await run_reads(
+            ds,
+            process=process,
+            tasks=3,
+            seconds=seconds,
+            record=lambda event: lines.append("e" + to_line(event)),
+        )
+    print(*lines, sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
