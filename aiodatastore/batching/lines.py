@@ -191,7 +191,6 @@ class Batcher(Generic[Request, Answer]):
             answered = time.perf_counter()
             if self.when_answered is not None:
                 self.when_answered(answered)
-            self._under_way = 0
             self._last = len(batch)
             self._tell_answered()
             self._answered = list(zip(batch, answers, strict=True))
@@ -206,6 +205,7 @@ class Batcher(Generic[Request, Answer]):
             self._interrupted(batch, exc)
             raise
         finally:
+            self._under_way = 0
             if has_baton:
                 self._tell_answered()
                 self._pass_on()
