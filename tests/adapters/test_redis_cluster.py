@@ -211,6 +211,21 @@ async def test_groups_are_on_all_masters(cluster: ValkeyCluster) -> None:
         assert await ds.check() == []
 
 
+async def test_shards_of_one_node_have_one_lane(cluster: ValkeyCluster) -> None:
+    """Calls of a node share round trips, those of different nodes do not wait for each other."""
+    adapter = adapter_from_url(f"{cluster.dsn}?prefix={fresh_name()}")
+    assert isinstance(adapter, ClusterAdapter)
+    async with Datastore(adapter):
+        masters: dict[int | None, set[object]] = {}
+        for number in range(1, 200):
+            key = Key("K", number)
+            slot = adapter._slots[adapter.place(key)]
+            masters.setdefault(adapter.lane([key]), set()).add(adapter.cluster.master(slot))
+        assert sorted(masters, key=str) == [0, 1, 2]
+        assert all(len(each) == 1 for each in masters.values())
+        assert adapter.lane([Key("K", number) for number in range(1, 200)]) is None
+
+
 async def test_a_transaction_over_shards_is_refused_before_anything_is_written(cluster: ValkeyCluster) -> None:
     async with Datastore(f"{cluster.dsn}?prefix={fresh_name()}") as ds:
         assert Capability.GLOBAL_TRANSACTIONS not in ds.capabilities

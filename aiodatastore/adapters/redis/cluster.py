@@ -22,7 +22,7 @@ from aiodatastore.adapters.redis.connections import Command, Connections, NotSen
 from aiodatastore.adapters.redis.durability import Durability, Persistence, inquire
 from aiodatastore.errors import BadArgumentError, UnavailableError
 
-__all__ = ["SLOTS", "Cluster", "SlotLink", "hash_slot", "hash_tags", "parse_seeds"]
+__all__ = ["SLOTS", "Cluster", "Place", "SlotLink", "hash_slot", "hash_tags", "parse_seeds"]
 
 SLOTS: Final = 16384
 
@@ -239,6 +239,13 @@ class Cluster:
                     return master
             raise NotSentError from ClusterDownError("no node serves the slot")
         raise NotSentError from self._why or ClusterDownError("no node was reached yet")
+
+    def master(self, slot: int) -> Place | None:
+        """Who serves a slot, as far as is known."""
+        try:
+            return self._master(slot)
+        except NotSentError:
+            return None
 
     def _node(self, place: Place) -> Connections:
         node = self._nodes.get(place)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
 
 from aiodatastore.adapters import registry
-from aiodatastore.adapters.redis.cluster import Cluster, hash_tags, parse_seeds
+from aiodatastore.adapters.redis.cluster import Cluster, Place, hash_tags, parse_seeds
 from aiodatastore.adapters.redis.shard import ClusterRowStore
 from aiodatastore.errors import BadArgumentError
+from aiodatastore.key import Key
 from aiodatastore.shims.sharded import Sharded
 from aiodatastore.shims.sharded.layout import read_layouts
 from aiodatastore.shims.sharded.together import outcomes_of
@@ -56,6 +57,8 @@ class ClusterAdapter(Sharded):
         stores = [ClusterRowStore(cluster, prefix=tag, **settings) for tag in tags]
         names = [tag[len(prefix) + 2 : -1] for tag in tags]
         super().__init__([registry.engine(store, parts) for store in stores], names=names)
+        self._slots = [store.slot for store in stores]
+        self._nodes: dict[Place | None, int] = {}
 
     @classmethod
     def from_parts(cls, parts: registry.UrlParts) -> ClusterAdapter:
@@ -80,6 +83,13 @@ class ClusterAdapter(Sharded):
     def url(self) -> str:
         """The nodes given, without the password."""
         return f"{self.cluster.shown}?prefix={self._prefix}&shards={len(self.names)}"
+
+    def lane(self, keys: Sequence[Key]) -> int | None:
+        """The one node that serves all of them, by a number of its own: shards of a node share round trips."""
+        masters = {self.cluster.master(self._slots[self.place(key)]) for key in keys}
+        if len(masters) != 1:
+            return None
+        return self._nodes.setdefault(masters.pop(), len(self._nodes))
 
     async def open(self) -> None:
         """Find the nodes, and open all shards side by side: a few round trips, however many there are.
