@@ -36,15 +36,19 @@ class Halving:
         self._calls = -1
         self._since = self._ended = 0.0
 
+    def has_paused(self, now: float) -> bool:
+        """Whether the last batch was so long ago that its tasks do something else."""
+        return now - self._ended > self.PAUSE_S
+
     def note(self, size: int, started: float, answered: float) -> None:
         """A batch was answered."""
+        paused, self._ended = self.has_paused(started), answered
         if size < TWO_HALVES // 2:
             return
-        if self._calls < 0 or started - self._ended > self.PAUSE_S:
+        if self._calls < 0 or paused:
             self._calls, self._since = 0, answered  # the first one only begins a period
         else:
             self._calls += size
-        self._ended = answered
         if self._calls >= self.PERIOD:
             self._end_period(self._calls / max(answered - self._since, 1e-9))
             self._calls, self._since = 0, answered

@@ -157,11 +157,10 @@ class Batcher(Generic[Request, Answer]):
         """The first in line (who leads) and as many after it as fit."""
         queue = self._queue
         most = len(queue)
-        everybody = most + self._last
-        if everybody >= TWO_HALVES and self._halving.halves:
-            for line in self.others:  # tasks that are there are not to come here at the same time
-                everybody += len(line._queue) + line._under_way
-            half = (everybody + 1) // 2
+        if self._halving.halves and most + self._last >= TWO_HALVES:
+            # Those of the last batch are at work, or have gone on to one of the other lines.
+            elsewhere = max(self._last, sum([len(line._queue) + line._under_way for line in self.others]))
+            half = (most + elsewhere + 1) // 2
             if most > half * _LITTLE_MORE:  # a few left behind would cost a round trip of their own
                 most = half
         batch = [queue.popleft()]
@@ -175,10 +174,12 @@ class Batcher(Generic[Request, Answer]):
 
     async def _lead(self) -> None:
         """Send a batch and settle its calls, with errors too."""
+        started = time.perf_counter()
+        if self._halving.has_paused(started):
+            self._last = 0
         batch = self._take_batch()
         self._under_way = len(batch)
         has_baton = True
-        started = time.perf_counter()
         try:
             try:
                 answers = await self._send([call.request for call in batch])

@@ -142,6 +142,24 @@ async def test_calls_that_came_together_are_waited_for_the_next_time() -> None:
     assert sent == [1, 9, 10, 1, 1, 1, 9]
 
 
+async def test_tasks_of_long_ago_are_not_expected() -> None:
+    sent: list[int] = []
+
+    async def send(batch: list[int]) -> list[int]:
+        sent.append(len(batch))
+        await anyio.lowlevel.checkpoint()
+        return batch
+
+    batcher: Batcher[int, int] = Batcher(send, max_weight=100)
+    for size in (32, 64):
+        sent.clear()
+        async with anyio.create_task_group() as group:
+            for number in range(size):
+                group.start_soon(batcher.call, number)
+        await anyio.sleep(0.05)
+    assert sent == [32, 32]
+
+
 async def test_who_waits_for_others_may_be_cancelled() -> None:
     sent: list[list[int]] = []
 
