@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
+
+from aiodatastore.waiting import own_error
 
 __all__ = ["Line"]
 
@@ -88,7 +89,7 @@ class Line(Generic[Request, Answer]):
             self._go_on()
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(copy.copy(exc))  # one of its own for each: they collect tracebacks
+                    future.set_exception(own_error(exc))
         except BaseException:  # the loop is being torn down
             for _, future in batch:
                 future.cancel()
