@@ -89,16 +89,9 @@ class EngineStream(ResultStream, GivesRows):
             if found is None or not direct.plain(found) or engine.stale:
                 return None
             rows = found
-        positions = direct.positions(rows)
-        self._scans += 1
         if rows:
-            self._rows_given += len(rows)
             self._given = rows[-1][0]
-            bounds.move(positions[-1])
-            if bounds.limit is not None:
-                bounds.limit -= len(rows)
-        self._done = len(rows) < want or bounds.limit == 0
-        return positions, rows, not self._done
+        return self._at_hand(direct.positions(rows), rows, more=len(rows) == want, read=len(rows), scans=1)
 
     def _union_now(self, union: SpanUnion, want: int) -> RowPage | None:
         """The same of several spans."""
@@ -107,6 +100,10 @@ class EngineStream(ResultStream, GivesRows):
             self._union = None
             return None
         (positions, rows, more), read, scans = found
+        return self._at_hand(positions, rows, more=more, read=read, scans=scans)
+
+    def _at_hand(self, positions: list[bytes], rows: list[Row], *, more: bool, read: int, scans: int) -> RowPage:
+        """Go on after rows that were ``read`` at once, or the part of them that is given."""
         bounds = self._bounds
         self._scans += scans
         self._rows_given += read
