@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from aiodatastore.rowstore import RowStore
-from tests.engines import Place
+from tests.engines import Place, PostgresSession, fresh_name
 
 
 @pytest.fixture
@@ -17,3 +17,11 @@ async def store(place: Place, anyio_backend: str) -> AsyncIterator[RowStore]:
     await made.open()
     yield made
     await made.aclose()
+
+
+@pytest.fixture
+def space(postgres_session: PostgresSession) -> Iterator[str]:
+    """A schema's name in PostgreSQL, not made yet."""
+    name = fresh_name()
+    yield name
+    postgres_session.run(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')

@@ -50,7 +50,7 @@ from aiodatastore.rowstore import (
 from aiodatastore.testing.servers import PostgresServer, ServerError
 from aiodatastore.values import Blob, GeoPoint, Text
 from tests.adapters.rows import ALL_KEYS, ALL_ROWS, commit, entities, entity, index_rows, puts, rows_of, seen, versions
-from tests.engines import PostgresSession, fresh_name
+from tests.engines import PostgresSession
 
 pytestmark = pytest.mark.anyio
 
@@ -58,14 +58,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def space(postgres_session: PostgresSession) -> Iterator[str]:
-    """A schema's name, not made yet."""
-    name = fresh_name()
-    yield name
-    postgres_session.run(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from aiodatastore.shims.cached import Cached
 from aiodatastore.shims.sharded import Sharded
 from aiodatastore.testing.servers import GivenServer, PgBouncer, PostgresServer, ServerError
 from tests.adapters.rows import commit, puts
-from tests.engines import PostgresSession, fresh_name
+from tests.engines import PostgresSession
 
 pytestmark = pytest.mark.anyio
 
@@ -57,14 +57,6 @@ def pooler(postgres_server: PostgresServer | GivenServer, statements: int) -> It
         pytest.skip("this pgbouncer is older than 1.21 and keeps no prepared statements")
     with made:
         yield made
-
-
-@pytest.fixture
-def space(postgres_session: PostgresSession) -> Iterator[str]:
-    """A schema's name, not made yet."""
-    name = fresh_name()
-    yield name
-    postgres_session.run(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
 
 
 @pytest.fixture

@@ -125,42 +125,8 @@ async def test_batches_are_bounded_and_in_turn() -> None:
     await batcher.wait_idle()
 
 
-async def test_calls_that_came_together_are_waited_for_the_next_time() -> None:
-    sent: list[int] = []
-
-    async def send(batch: list[int]) -> list[int]:
-        sent.append(len(batch))
-        await anyio.lowlevel.checkpoint()
-        return batch
-
-    batcher: Batcher[int, int] = Batcher(send, max_weight=100)
-    for size in (10, 10, 1, 1, 10):
-        async with anyio.create_task_group() as group:
-            for number in range(size):
-                group.start_soon(batcher.call, number)
-    # The first of many goes alone where nothing was known of the others, or nothing any more.
-    assert sent == [1, 9, 10, 1, 1, 1, 9]
-
-
-async def test_tasks_of_long_ago_are_not_expected() -> None:
-    sent: list[int] = []
-
-    async def send(batch: list[int]) -> list[int]:
-        sent.append(len(batch))
-        await anyio.lowlevel.checkpoint()
-        return batch
-
-    batcher: Batcher[int, int] = Batcher(send, max_weight=100)
-    for size in (32, 64):
-        sent.clear()
-        async with anyio.create_task_group() as group:
-            for number in range(size):
-                group.start_soon(batcher.call, number)
-        await anyio.sleep(0.05)
-    assert sent == [32, 32]
-
-
-async def test_who_waits_for_others_may_be_cancelled() -> None:
+def recorded() -> tuple[list[list[int]], Batcher[int, int]]:
+    """What is sent, and what sends it and answers the same."""
     sent: list[list[int]] = []
 
     async def send(batch: list[int]) -> list[int]:
@@ -168,7 +134,32 @@ async def test_who_waits_for_others_may_be_cancelled() -> None:
         await anyio.lowlevel.checkpoint()
         return batch
 
-    batcher: Batcher[int, int] = Batcher(send, max_weight=100)
+    return sent, Batcher(send, max_weight=100)
+
+
+async def test_calls_that_came_together_are_waited_for_the_next_time() -> None:
+    sent, batcher = recorded()
+    for size in (10, 10, 1, 1, 10):
+        async with anyio.create_task_group() as group:
+            for number in range(size):
+                group.start_soon(batcher.call, number)
+    # The first of many goes alone where nothing was known of the others, or nothing any more.
+    assert list(map(len, sent)) == [1, 9, 10, 1, 1, 1, 9]
+
+
+async def test_tasks_of_long_ago_are_not_expected() -> None:
+    sent, batcher = recorded()
+    for size in (32, 64):
+        sent.clear()
+        async with anyio.create_task_group() as group:
+            for number in range(size):
+                group.start_soon(batcher.call, number)
+        await anyio.sleep(0.05)
+    assert list(map(len, sent)) == [32, 32]
+
+
+async def test_who_waits_for_others_may_be_cancelled() -> None:
+    sent, batcher = recorded()
     async with anyio.create_task_group() as group:
         for number in range(3):
             group.start_soon(batcher.call, number)
