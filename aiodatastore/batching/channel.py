@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -44,25 +45,17 @@ class _Lane:
     __slots__ = ("commits", "current", "eventual", "lookups")
 
     def __init__(self, adapter: Adapter, when_answered: Callable[[float], None]) -> None:
-        async def strong(batch: list[Sequence[Key]]) -> Sequence[Lookup]:
-            if len(batch) == 1 and len(batch[0]) == 1:
-                return (await adapter.lookup(batch[0]),)
-            return await _lookup(adapter, batch, ReadPolicy.STRONG)
-
-        async def eventual(batch: list[Sequence[Key]]) -> list[Lookup]:
-            return await _lookup(adapter, batch, ReadPolicy.EVENTUAL)
-
-        async def current(batch: list[Sequence[Key]]) -> list[Lookup]:
-            return await _lookup(adapter, batch, ReadPolicy.CURRENT)
+        def line(read_policy: ReadPolicy) -> Batcher[Sequence[Key], Lookup]:
+            return Batcher(partial(_lookup, adapter, read_policy), max_weight=MAX_BATCH_KEYS)
 
         self.commits = CommitBatcher(adapter)
-        self.lookups: Batcher[Sequence[Key], Lookup] = Batcher(strong, max_weight=MAX_BATCH_KEYS)
-        self.eventual: Batcher[Sequence[Key], Lookup] = Batcher(eventual, max_weight=MAX_BATCH_KEYS)
+        self.lookups = line(ReadPolicy.STRONG)
+        self.eventual = line(ReadPolicy.EVENTUAL)
         self.commits.others = [self.lookups]
         self.lookups.others = [self.commits]
         self.current = self.lookups
         if Capability.CURRENT_READS not in adapter.capabilities:
-            self.current = Batcher(current, max_weight=MAX_BATCH_KEYS)
+            self.current = line(ReadPolicy.CURRENT)
         self.commits.when_answered = self.lookups.when_answered = when_answered
 
     async def wait_idle(self) -> None:
@@ -176,7 +169,9 @@ class Channel:
             await lane.wait_idle()
 
 
-async def _lookup(adapter: Adapter, batch: list[Sequence[Key]], read_policy: ReadPolicy) -> list[Lookup]:
+async def _lookup(adapter: Adapter, read_policy: ReadPolicy, batch: list[Sequence[Key]]) -> list[Lookup]:
+    if len(batch) == 1 and len(batch[0]) == 1:
+        return [await adapter.lookup(batch[0], read_policy=read_policy)]
     wanted = [key for keys in batch for key in keys]
     unique = list(dict.fromkeys(wanted))
     found = await adapter.lookup(unique, read_policy=read_policy)
