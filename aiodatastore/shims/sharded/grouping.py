@@ -8,7 +8,7 @@ matter in which order they take place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aiodatastore.adapters.base import MIXED, Commit, Outcome, written_key
@@ -39,9 +39,9 @@ class Member(NamedTuple):
         """The keys of its writes."""
         return set(map(written_key, self.commit.writes))
 
-    def is_met_by(self, conflicts: Iterable[Key]) -> bool:
-        """Whether a conflict is its own."""
-        return not self.commit.checks.keys().isdisjoint(conflicts)
+    def own_of(self, conflicts: Mapping[Key, int]) -> dict[Key, int]:
+        """Those of the conflicts that it has met."""
+        return {key: conflicts[key] for key in self.commit.checks if key in conflicts}
 
 
 def rounds(members: Sequence[Member]) -> Iterator[list[list[Member]]]:

@@ -44,7 +44,6 @@ from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo, IndexS
 from aiodatastore.indexing.direct import GivesCounts
 from aiodatastore.indexing.merging import Sums
 from aiodatastore.indexing.metadata import METADATA_KINDS
-from aiodatastore.indexing.normal import prepare
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability
@@ -302,8 +301,7 @@ class Routed(Adapter):
         numbers = self._places_of(query)
         if len(numbers) == 1:
             return None
-        below = query.keys_only()
-        prepare(below).give(below)
+        below = counted_below(query, None)
         total = 0
         for number in numbers:
             adapter = self.adapters[number]
@@ -482,22 +480,19 @@ class Routed(Adapter):
         left = list(group)
         while len(left) > 1:
             whole = await self._commit_several(*together(left))
-            if whole.version is not None:
-                outcomes |= {member.place: outcome_of(member, whole) for member in left}
-                break
-            if isinstance(whole.error, UnavailableError | DeadlineExceededError):
-                outcomes |= {member.place: failed(whole.error) for member in left}
-                break
-            met = [member for member in left if member.is_met_by(whole.conflicts)]
-            if not met:
+            before = len(outcomes)
+            for member in left:
+                if whole.version is not None:
+                    outcomes[member.place] = outcome_of(member, whole)
+                elif isinstance(whole.error, UnavailableError | DeadlineExceededError):
+                    outcomes[member.place] = failed(whole.error)
+                elif own := member.own_of(whole.conflicts):
+                    outcomes[member.place] = Outcome(None, own, clock=MIXED)
+            if len(outcomes) == before:
                 break  # whose data is at fault is not told: each by itself
-            for member in met:
-                own = {key: whole.conflicts[key] for key in member.commit.checks if key in whole.conflicts}
-                outcomes[member.place] = Outcome(None, own, clock=MIXED)
             left = [member for member in left if member.place not in outcomes]
         for member in left:
-            if member.place not in outcomes:
-                outcomes[member.place] = await self._commit_several(member.commit, member.parts)
+            outcomes[member.place] = await self._commit_several(member.commit, member.parts)
         return [outcomes[member.place] for member in group]
 
     async def _commit_several(self, commit: Commit, parts: Mapping[int, Part]) -> Outcome:
