@@ -137,10 +137,10 @@ class _Link:
         try:
             await asyncio.gather(*pumps)
         finally:
+            self.cut()  # before anything is awaited: this, too, may be cancelled
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            self.cut()
 
     def cut(self) -> None:
         """Reset both sides."""
@@ -195,6 +195,12 @@ class _Link:
                 self.client.reset()
                 await asyncio.sleep(fault.delay_s)
         await target.send(message)
+
+
+async def _turns() -> None:
+    """Some turns of the loop."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def _forever() -> None:
@@ -333,19 +339,19 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         client = _Stream(reader, writer)
-        try:
-            if self._down:
-                raise ConnectionResetError
-            server = _Stream(*await asyncio.open_connection(*self.target))
-        except OSError:
-            client.reset()
-            return
-        link = _Link(self, client, server)
+        # Only _close cancels; asyncio's streams would log it as an error.
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            try:
+                if not self._down:
+                    await self._forward(client)
+            finally:
+                client.reset()
+
+    async def _forward(self, client: _Stream) -> None:
+        link = _Link(self, client, _Stream(*await asyncio.open_connection(*self.target)))
         self._links.add(link)
         try:
             await link.run()
-        except asyncio.CancelledError:
-            pass  # only _close cancels; asyncio's streams would log it as an error
         finally:
             self._links.discard(link)
 
@@ -355,9 +361,9 @@ class Proxy:
 
     async def _close(self) -> None:
         assert self._server is not None
+        await _turns()  # in which connections that were accepted get their tasks: 3.11 forgets them once it is closed
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for _ in range(3):
-            await asyncio.sleep(0)  # transports that were aborted close in the loop's next turns
+        await _turns()  # in which transports that were aborted close
