@@ -18,6 +18,7 @@ import ctypes
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -73,11 +74,22 @@ class GivenServer:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port of 127.0.0.1 that nothing listened on a moment ago.
+
+    None that the system gives to outgoing connections: one of these could have it before the server does, or while it
+    is restarted; and a client that tries to reach a server that is down could reach itself.
+    """
+    chance = random.SystemRandom()  # whoever seeds the other one has all processes choose alike
+    for _ in range(1000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", chance.choice(_PORTS)))
+            port: int = probe.getsockname()[1]
+            return port
+    raise ServerError("no port of 127.0.0.1 is free")
+
+
+_PORTS: Final = range(10_000, 32_000)
+"""Below those of outgoing connections, by the defaults of Linux (32768 and up) and macOS (49152 and up)."""
 
 
 def _package(name: str) -> Path:
