@@ -608,11 +608,11 @@ class ValkeyServer(Server):
         # A server with a password answers, too; one that is loading its file says -LOADING.
         return answer.startswith((b"+PONG", b"-NOAUTH"))
 
-    def _ask(self, command: bytes) -> bytes:
+    def _ask(self, command: bytes, within_s: float = 1.0) -> bytes:
         """The beginning of its answer (all of it, where that has a length); nothing if it can't be reached."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(1)
+                connection.settimeout(within_s)
                 connection.connect(str(self.unix_socket))
                 connection.sendall(command)
                 answer = connection.recv(65536)
@@ -629,11 +629,11 @@ class ValkeyServer(Server):
     def command(self, *words: str | int) -> str:
         """The text with which it answers an administrative command.
 
-        :raises ServerError: if it can't be reached or answers with an error
+        :raises ServerError: if it can't be reached, does not answer within 10 s or answers with an error
         """
         packed = [str(word).encode() for word in words]
         request = b"*%d\r\n" % len(packed) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in packed)
-        head, _, rest = self._ask(request).partition(b"\r\n")
+        head, _, rest = self._ask(request, 10.0).partition(b"\r\n")
         if not head or head[:1] == b"-":
             raise ServerError(f"{self!r} answers {' '.join(map(str, words))} with {head.decode() or 'nothing'}")
         return rest.removesuffix(b"\r\n").decode() if head[:1] == b"$" else head[1:].decode()
@@ -804,7 +804,7 @@ class ValkeyCluster:
                         raise
                     time.sleep(0.01)
 
-    def wait_ok(self, timeout_s: float = 30.0) -> Self:
+    def wait_ok(self, timeout_s: float = 60.0) -> Self:
         """Wait until all running nodes see every slot served, and all replicas are connected to their masters.
 
         :raises ServerError: if that takes longer
