@@ -738,6 +738,17 @@ async def test_closing_while_calls_are_under_way(server: ValkeyServer) -> None:
                 await call
 
 
+async def test_closing_while_connections_are_being_made(server: ValkeyServer) -> None:
+    """They have no socket yet that could be closed; nothing is sent on them any more."""
+    async with opened(server.dsn) as store:
+        calls = [asyncio.create_task(store.read([b"a"])) for _ in range(3)]
+        await asyncio.sleep(0)
+        await store.aclose()
+        for call in calls:
+            with pytest.raises(StoreClosedError):
+                await call
+
+
 async def test_reopening(server: ValkeyServer) -> None:
     made = RedisRowStore.from_location("redis", f"127.0.0.1:{server.port}", prefix=fresh_name())
     for number in range(1, 3):

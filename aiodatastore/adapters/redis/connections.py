@@ -106,6 +106,7 @@ class Connections:
                         reached = False
                         await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
                         reached = True
+                        self._check_open()  # it had no socket yet that aclose() could have closed
                     packed = [part for command in commands for part in pack(connection, command)]
                     size = sum(map(len, packed))
                     if size > _BYTES_PER_S:
