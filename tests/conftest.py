@@ -1,4 +1,4 @@
-"""What all tests share: the event loops that asynchronous tests run on, and the servers."""
+"""What all tests share: the event loops that asynchronous tests run on, how long Hypothesis looks, and the servers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import pytest
 
 from aiodatastore.testing.servers import GivenServer, PostgresServer, ServerError, ValkeyCluster, ValkeyServer
 from tests.engines import ENGINES, Bound, ClusterSession, Engine, Place, PostgresSession, RedisSession
+from tests.suites import load_profile
+
+load_profile()  # before any test is imported: Hypothesis gives most of them their settings then
 
 REQUIRED = os.environ.get("AIODATASTORE_TEST_SERVERS") == "required"
 """A run that must not pass without having tried the servers: a missing one is a failure, not a skip."""

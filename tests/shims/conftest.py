@@ -1,6 +1,6 @@
 """How deep Hypothesis looks in the tests of shims, and which of them run under trio.
 
-The profiles are not loaded, for tests elsewhere have others: :class:`tests.shims.stacks.ShimSuite` asks for its own.
+The profiles are not loaded, for some tests here have others: :class:`tests.shims.stacks.ShimSuite` asks for its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.suites import delete_indexes_at_once
 __all__ = ["delete_indexes_at_once"]
 
 # The suite runs for every shim, on two stores: what a shim does wrong is found in few examples, or `long` finds it.
-settings.register_profile("shims", max_examples=4, derandomize=True, deadline=None, print_blob=True, database=None)
+settings.register_profile("shims", settings.get_profile("default"), max_examples=4)
 settings.register_profile("shims-brief", settings.get_profile("shims"), max_examples=2)
 
 
