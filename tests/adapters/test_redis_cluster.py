@@ -35,7 +35,7 @@ from aiodatastore.testing.servers import GivenServer, ValkeyCluster, ValkeyNode
 from tests.engines import CLUSTERS, fresh_name
 
 from .rows import commit, entities, index_rows, puts, rows_of, versions
-from .test_redis import Scripted, certificate, tls_before
+from .test_redis import Scripted, certificate, let_pass, tls_before
 
 __all__ = ["certificate"]
 
@@ -239,11 +239,14 @@ async def test_a_transaction_over_shards_is_refused_before_anything_is_written(c
 
 
 async def test_entities_of_all_shards_expire(cluster: ValkeyCluster) -> None:
-    async with Datastore(f"{cluster.dsn}?prefix={fresh_name()}&shards=4") as ds:
-        await ds.put([Entity(Key("Session", number)) for number in range(1, 21)], ttl=0.2)
+    prefix = fresh_name()
+    async with Datastore(f"{cluster.dsn}?prefix={prefix}&shards=4") as ds:
+        await ds.put([Entity(Key("Session", number)) for number in range(1, 21)], ttl=60)
         await ds.put(Entity(Key("Session", 100)))
         assert await ds.query("Session").count() == 21
-        await asyncio.sleep(0.3)
+        for node in cluster.nodes:
+            with Redis(port=node.port) as client:
+                let_pass(client, prefix, 61)
         assert await ds.query("Session").keys() == [Key("Session", 100)]
         assert await ds.check() == []
 
