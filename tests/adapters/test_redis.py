@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ async def store(server: ValkeyServer) -> AsyncIterator[RedisRowStore]:
         yield made
 
 
-async def until(holds: Callable[[], Any], timeout_s: float = 10) -> None:
+async def until(holds: Callable[[], Any], timeout_s: float = 60) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.01)
@@ -125,6 +126,11 @@ def let_pass(client: Redis, prefix: str, seconds: float) -> None:
         found: Any = client.zrange(expiries, 0, -1, withscores=True)
         client.zadd(expiries, {name: at - 1000 * seconds for name, at in found})
         client.pexpireat(expiries[:-1] + b"n", round(found[0][1] - 1000 * seconds))
+
+
+def connected(client: Redis) -> list[Any]:
+    """The server's connections to stores."""
+    return [each for each in client.client_list() if each["name"] == "aiodatastore"]
 
 
 def prefix_of(store: RedisRowStore) -> str:
@@ -248,9 +254,9 @@ async def test_passwords(caplog: pytest.LogCaptureFixture) -> None:
         for wrong in (f"redis://{at}", f"redis://:wr0ng@{at}", f"redis://ada:wr0ng@{at}"):
             start = time.monotonic()
             with pytest.raises(UnavailableError, match="refuses") as caught:
-                async with opened(wrong):
+                async with opened(wrong, retry_s=60):
                     pass
-            assert time.monotonic() - start < 5, "a refusal is not retried"
+            assert time.monotonic() - start < 50, "a refusal is not retried"
             assert "wr0ng" not in str(caught.value)
         with Redis(port=server.port, password="s3cret") as client:
             documented = "~app|* +@read +@write +@scripting +@connection +time +wait"
@@ -347,16 +353,19 @@ async def test_wait_replicas() -> None:
             assert versions(await commit(store, RowCommit(checks=[(b"a", 1)]))) == [1], "verifying waits for nobody"
             with started(replicaof=["127.0.0.1", str(master.port)]) as replica, Redis(port=replica.port) as client:
                 await until(lambda: client.info("replication")["master_link_status"] == "up")
+                patience_s, store._timeout_s = store._timeout_s, 60.0
                 assert versions(await commit(store, puts((b"b", b"y")))) == [2]
-                async with opened(replica.dsn, prefix=prefix_of(store), retry_s=0.3) as copy:
+                async with opened(replica.dsn, prefix=prefix_of(store), retry_s=0) as copy:
                     assert await copy.read([b"b"]) == ([(2, b"y")], 2)
                     with pytest.raises(UnavailableError, match=r"read-only.*nothing was written"):
                         await commit(copy, puts((b"c", b"z")))
                 replica.pause()
+                store._timeout_s = patience_s
                 with pytest.raises(UnavailableError, match="is written, but 0") as written:
                     await commit(store, puts((b"c", b"z")))
                 assert not written.value.nothing_written
                 replica.resume()
+                store._timeout_s = 60.0
                 assert versions(await commit(store, puts((b"d", b"z")))) == [4]
 
 
@@ -391,7 +400,7 @@ async def test_the_stored_format(server: ValkeyServer, client: Redis) -> None:
     [(name, when)] = expiries
     assert name == b"m"
     assert 3590_000 < when - 1000 * time.time() < 3601_000
-    assert abs(client.pttl("format|n") - (when - 1000 * time.time())) < 1000
+    assert client.pexpiretime("format|n") == when
     [lane] = client.keys("format|t*")
     assert len(lane) == len("format|t") + 24
     assert client.get(lane) == b"\0\0\0\0\0\0\0\2\0\x91\x04"
@@ -520,7 +529,7 @@ async def test_a_server_that_is_gone_is_unavailable() -> None:
             assert certain.value.nothing_written
             with pytest.raises(UnavailableError):
                 await store.allocate(b"s", 1)
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < 30, "15 s is what a call takes by default"
             server.start()
             assert await store.read([b"a"]) == ([None], 0)
     with pytest.raises(UnavailableError):
@@ -585,13 +594,16 @@ class Scripted:
         None,
     ],
 )
-async def test_answers_that_pass_are_waited_out(answer: bytes | None) -> None:
-    left = 3
+async def test_answers_that_pass_are_waited_out(answer: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as it was said, by a clock that only goes on while an answer is made."""
+    left, now = 3, 0.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
 
     def reply(command: list[bytes]) -> bytes | None:
-        nonlocal left
+        nonlocal left, now
         if command[0] == b"MGET" and left:
             left -= 1
+            now += 0.04
             return answer
         return {b"MGET": b"*3\r\n$1\r\n7\r\n$-1\r\n$-1\r\n", b"GET": b"$-1\r\n"}.get(command[0], b"*0\r\n")
 
@@ -669,7 +681,7 @@ async def test_after_a_failover_commits_go_to_the_new_master() -> None:
         old_client, new_client = (stack.enter_context(Redis(port=each.port)) for each in (old, new))
         await until(lambda: new_client.info("replication")["master_link_status"] == "up")
         proxy = stack.enter_context(Proxy(old.port, split=redis_messages))
-        async with opened(f"redis://127.0.0.1:{proxy.port}", wait_replicas=1) as store:
+        async with opened(f"redis://127.0.0.1:{proxy.port}", wait_replicas=1, timeout_s=60, retry_s=60) as store:
             await asyncio.gather(*[commit(store, puts((b"%d" % n, b"0"))) for n in range(6)])
             store._wait_replicas = 0
             new_client.replicaof("NO", "ONE")
@@ -726,16 +738,16 @@ async def test_cancelled_calls_leave_no_answer_to_others(server: ValkeyServer, c
         assert not store._connections._lent
         assert len(store._connections._idle) <= 3
         assert len(await index_rows(store)) == 50
-    await until(lambda: not [each for each in client.client_list() if each["name"] == "aiodatastore"])
+    await until(lambda: not connected(client))
 
 
 async def test_no_more_connections_than_allowed(server: ValkeyServer, client: Redis) -> None:
+    await until(lambda: not connected(client))  # those of the test before
     async with opened(server.dsn, max_connections=2) as store:
         await asyncio.gather(
             *[store.read([b"a"]) for _ in range(30)], *[commit(store, puts((b"a", b"x"))) for _ in "xyz"]
         )
-        mine = [each for each in client.client_list() if each["name"] == "aiodatastore"]
-        assert len(mine) == 2
+        assert len(connected(client)) == 2
 
 
 async def test_closing_while_calls_are_under_way(server: ValkeyServer) -> None:
@@ -1130,9 +1142,9 @@ async def test_tls(server: ValkeyServer, certificate: Path) -> None:
             assert record.payload == b"x" * 100_000
         start = time.monotonic()
         with pytest.raises(UnavailableError, match="refuses"):
-            async with opened(f"rediss://localhost:{port}"):
+            async with opened(f"rediss://localhost:{port}", retry_s=60):
                 pass
-        assert time.monotonic() - start < 5, "a certificate does not become right by waiting"
+        assert time.monotonic() - start < 50, "a certificate does not become right by waiting"
 
 
 # ----------------------------------------------------------------------------------------- several stores
