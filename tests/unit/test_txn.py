@@ -424,7 +424,9 @@ async def test_an_entity_deleted_under_its_automatic_id_was_never_there() -> Non
         assert [len(commit.writes) for (commit,) in adapter.commits] == [1]
 
 
-async def test_contended_transactions_all_succeed() -> None:
+async def test_contended_transactions_all_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PATIENCE_S", "HOT_S"):  # a machine that stalls makes nobody give up a line
+        monkeypatch.setattr(f"aiodatastore.contention.{name}", 3600.0)
     ds, adapter = store()
     async with ds:
         await ds.put(entity(A, 0))
@@ -1085,40 +1087,10 @@ async def test_cancellation_at_every_step_leaves_all_or_nothing() -> None:
     pytest.fail("it never got through")
 
 
-async def test_timeouts_of_transactions() -> None:
-    ds, adapter = store()
-    async with ds:
-        await ds.put(entity(A, 1))
-
-        async def slow() -> None:
-            await add(ds, A)
-            await anyio.sleep(1)
-
-        with pytest.raises(TransactionFailedError, match="nothing was written") as failed:
-            await ds.run_in_transaction(slow, timeout=0.02)
-        assert isinstance(failed.value, DeadlineExceededError)
-        assert failed.value.attempts == 1
-
-        async def contended() -> None:
-            await add(ds, A)
-            await outside(ds, A, 5)
-
-        with pytest.raises(TransactionFailedError):
-            await ds.run_in_transaction(contended, timeout=0.05, retries=10_000)
-        adapter.after_commit = lambda: anyio.sleep(0.05)
-        assert await ds.run_in_transaction(add, ds, A, timeout=0.03) == 6
-        adapter.after_commit = None
-        assert await number(ds, A) == 6
-        async with ds.transaction():
-            with pytest.raises(DeadlineExceededError):
-                await ds.run_in_transaction(slow, timeout=0.01, propagation=Propagation.ALLOWED)
-            raise Rollback
-
-
 async def test_the_datastores_timeout_holds_inside() -> None:
     ds, adapter = store(timeout=0.02)
     async with ds:
-        adapter.before_lookup = lambda: anyio.sleep(1)
+        adapter.before_lookup = anyio.sleep_forever
         for operation in (lambda: ds.get(A), lambda: ds.get([A]), lambda: ds.insert(entity(A))):
             transaction = ds.begin()
             async with ds.transaction():
