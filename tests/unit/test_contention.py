@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -21,6 +22,17 @@ from aiodatastore.rowstore import Record, RowBatch, RowOutcome, RowRead
 pytestmark = pytest.mark.anyio
 
 COUNTER = Key("Counter", 1)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Lines rest by a clock whose ``now`` a test moves, and nobody loses patience: a machine that stalls decides
+    nothing."""
+    made = SimpleNamespace(now=1000.0)
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr("aiodatastore.contention.time", made)
+    monkeypatch.setattr("aiodatastore.contention.PATIENCE_S", 3600.0)
+    return made
 
 
 class Remote(MemoryRowStore):
@@ -119,7 +131,7 @@ async def waits(line: Contention, told: list[News | None]) -> None:
     told.append(line.take_news(COUNTER))
 
 
-async def test_only_who_stood_there_before_is_told() -> None:
+async def test_only_who_stood_there_before_is_told(clock: SimpleNamespace) -> None:
     news = News(None, 7)
     line = Contention()
     assert await line.enter(COUNTER)
@@ -139,7 +151,9 @@ async def test_only_who_stood_there_before_is_told() -> None:
     assert line.take_news(COUNTER) is None
     line.leave(COUNTER)
     assert line.hot([COUNTER]) == COUNTER
-    await anyio.sleep(1.5 * HOT_S)
+    clock.now += 0.5 * HOT_S
+    assert line.hot([COUNTER]) == COUNTER
+    clock.now += HOT_S
     assert line.hot([COUNTER]) is None
 
 

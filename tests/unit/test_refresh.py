@@ -15,6 +15,12 @@ from aiodatastore.rowstore import RowRead
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(autouse=True)
+def nothing_ages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalog that was read stays fresh, however long the machine takes."""
+    monkeypatch.setattr("aiodatastore.adapters.engine.core.CATALOG_MAX_AGE_S", 60.0)
+
+
 class _Slow(MemoryRowStore):
     """Reads when it is let."""
 
@@ -40,7 +46,7 @@ async def _opened() -> tuple[EngineAdapter, _Slow]:
     await adapter.open()
     store.reads = 0
     store.gate = anyio.Event()
-    adapter._catalog_read_at = 0.0
+    adapter._catalog_read_at = float("-inf")
     return adapter, store
 
 
