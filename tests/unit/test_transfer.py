@@ -6,7 +6,7 @@ import io
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Store(EngineAdapter):
         self.most_in_flight = 0
         self.fail_after: int | None = None
         self.delays: list[float] = []
+        self.gate: anyio.Event | None = None
 
     async def commit(self, batch: Sequence[Commit]) -> list[Outcome]:
         self.in_flight += 1
@@ -64,6 +65,8 @@ class Store(EngineAdapter):
                 if self.fail_after == 0:
                     raise UnavailableError("unplugged")
                 self.fail_after -= 1
+            if self.gate is not None:
+                await self.gate.wait()
             if self.delays:
                 await anyio.sleep(self.delays.pop(0))
             self.largest = max(self.largest, *(len(commit.writes) for commit in batch))
@@ -219,10 +222,29 @@ def write_lines(path: Path, entities: Sequence[Entity]) -> Path:
     return path
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once it holds."""
+    with anyio.fail_after(60):
+        while True:
+            if condition():
+                return
+            await anyio.sleep(0.005)
+
+
+async def open_when(store: Store, in_flight: int) -> None:
+    """Let commits go once so many are under way, and those that could come too have had time to."""
+    assert store.gate is not None
+    await until(lambda: store.in_flight >= in_flight)
+    await anyio.sleep(0.05)
+    store.gate.set()
+
+
 async def test_batches_are_bounded_and_several_in_flight(target: Store, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "n.jsonl", many(1000))
-    target.delays = [0.05] * 10
-    report = await import_entities(target, path, batch_size=100, in_flight=3)
+    target.gate = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(open_when, target, 3)
+        report = await import_entities(target, path, batch_size=100, in_flight=3)
     assert report.entities == 1000
     assert (target.committed, target.largest, target.most_in_flight) == (10, 100, 3)
     assert report.done_bytes == path.stat().st_size
@@ -330,7 +352,7 @@ async def test_a_later_commit_does_not_hide_one_that_failed(target: Store, tmp_p
         nonlocal calls
         calls += 1
         if calls == 2:
-            await anyio.sleep(0.05)
+            await until(lambda: target.committed == 3)  # the others are done
             raise UnavailableError("unplugged")
         return await real(batch)
 
@@ -347,10 +369,16 @@ async def test_a_later_commit_does_not_hide_one_that_failed(target: Store, tmp_p
 async def test_a_cancelled_import_resumes(target: Store, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "n.jsonl", many(100))
     progress = tmp_path / "n.progress"
-    target.delays = [0.0] * 3 + [30.0] * 10
-    with anyio.move_on_after(0.5) as scope:
+    target.delays = [0.0] * 3 + [3600.0] * 10
+
+    async def cancel() -> None:
+        await until(lambda: (target.committed, target.in_flight) == (3, 2))
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancel)
         await import_entities(target, path, progress_file=progress, batch_size=10, in_flight=2)
-    assert scope.cancelled_caught
+    assert group.cancel_scope.cancelled_caught
     assert json.loads(progress.read_text())["mark"]["line"] == 30
     target.delays = []
     await import_entities(target, path, progress_file=progress, resume=True)
