@@ -180,7 +180,7 @@ def _direct(query: NormalQuery, plan: BranchPlan) -> DirectSpan | None:
         return None  # what the branch fixes has to be put into the positions
     if access.count and access.backward != query.key_descending:
         return None  # groups of equal values have to be turned around
-    if access.key_filter and key_is_bounded(branch):
+    if access.key_filter and key_is_bounded(branch) and not span.by_ancestor:
         return None
     return DirectSpan(
         span=Span(Space.INDEX, span.prefix + access.lo, span.prefix + access.hi),

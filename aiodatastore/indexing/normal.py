@@ -35,7 +35,9 @@ from aiodatastore.key import Key
 from aiodatastore.query import And, Op, Or, PropertyFilter, Query
 
 __all__ = [
+    "KEY",
     "MAX_BRANCHES",
+    "SIMPLE_OPERATORS",
     "Branch",
     "NormalQuery",
     "OrderBy",
@@ -381,14 +383,14 @@ def _branch(query: Query, conditions: Iterable[_Condition]) -> Branch:
     )
 
 
-_SIMPLE = frozenset((Op.EQ, Op.LT, Op.LE, Op.GT, Op.GE))
+SIMPLE_OPERATORS = frozenset((Op.EQ, Op.LT, Op.LE, Op.GT, Op.GE))
 
 
 def _branches(query: Query) -> Iterator[tuple[Query, list[_Condition]]]:
     if not query.subqueries:
         conditions: list[_Condition] = []
         for node in query.filters:
-            if type(node) is not PropertyFilter or node.op not in _SIMPLE:
+            if type(node) is not PropertyFilter or node.op not in SIMPLE_OPERATORS:
                 break
             conditions.append((node.name, node.op, node.value))
         else:  # what most queries are: a plain conjunction

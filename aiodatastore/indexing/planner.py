@@ -16,7 +16,7 @@ from aiodatastore.indexing.normal import Branch, NormalQuery, OrderBy, Range
 from aiodatastore.indexing.rows import CompositeIndex, composite_prefix, kind_prefix, property_prefix
 from aiodatastore.rowstore import Space
 
-__all__ = ["Access", "BranchPlan", "SpanPlan", "key_is_bounded", "plan_branch"]
+__all__ = ["Access", "BranchPlan", "SpanPlan", "key_is_bounded", "plan_branch", "stored_bounds"]
 
 _AFTER = b"\xff"
 
@@ -25,8 +25,9 @@ _AFTER = b"\xff"
 class SpanPlan:
     """Rows that begin with ``prefix``: what remains of them is order components and the key.
 
-    ``covers`` are the equalities it satisfies. ``places`` says which component of the index (for the types in
-    a row's tail) each order component is; ``by_ancestor``: all its rows are the ancestor's.
+    The prefix is ``base``, where the rows are an ancestor's (``by_ancestor``) its key, and what the filters say of the
+    properties in ``values``, inverted or not. ``covers`` are the equalities it satisfies. ``places`` says which
+    component of the index (for the types in a row's tail) each order component is.
     """
 
     space: Space
@@ -35,6 +36,8 @@ class SpanPlan:
     covers: frozenset[tuple[str, bytes]] = frozenset()
     places: tuple[int, ...] = ()
     by_ancestor: bool = False
+    base: bytes = b""
+    values: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(slots=True)
@@ -125,11 +128,13 @@ def _by_key(
         spans.append(best)
         left -= best.covers
     for name, value in sorted(left):
-        prefix = property_prefix(branch.project, branch.namespace, branch.kind, name) + value
-        spans.append(SpanPlan(Space.INDEX, prefix, f"{branch.kind}.{name} =", frozenset({(name, value)})))
+        base = property_prefix(branch.project, branch.namespace, branch.kind, name)
+        covers = frozenset({(name, value)})
+        label = f"{branch.kind}.{name} ="
+        spans.append(SpanPlan(Space.INDEX, base + value, label, covers, base=base, values=((name, False),)))
     if not spans:
         prefix = kind_prefix(branch.project, branch.namespace, branch.kind)
-        spans.append(SpanPlan(Space.INDEX, prefix, f"{branch.kind} (kind)"))
+        spans.append(SpanPlan(Space.INDEX, prefix, f"{branch.kind} (kind)", base=prefix))
     exact = not branch.ranges and not sort and not query.trailing
     backward = query.key_descending and not sort
     return Access(tuple(spans), 0, backward, branch.key_lo, branch.key_hi, exact, False)
@@ -149,9 +154,11 @@ def _composite_span(
     if definition.kind != branch.kind or (definition.ancestor and branch.ancestor is None):
         return None
     ancestor = branch.ancestor if definition.ancestor else None
+    base = composite_prefix(index, branch.project, branch.namespace)
     prefix = composite_prefix(index, branch.project, branch.namespace, ancestor)
     covers: set[tuple[str, bytes]] = set()
-    for name, direction in index.properties[:equalities]:
+    fixed = index.properties[:equalities]
+    for name, direction in fixed:
         values = branch.equals.get(name)
         if not values:
             return None
@@ -162,7 +169,8 @@ def _composite_span(
     owner = " by ancestor" if definition.ancestor else ""
     places = tuple(range(equalities, len(index.properties)))
     label = f"{branch.kind}({names}){owner}"
-    return SpanPlan(Space.INDEX, prefix, label, frozenset(covers), places, definition.ancestor)
+    values_of = tuple([(name, direction == "desc") for name, direction in fixed])
+    return SpanPlan(Space.INDEX, prefix, label, frozenset(covers), places, definition.ancestor, base, values_of)
 
 
 def _by_range(branch: Branch) -> Access:
@@ -222,10 +230,10 @@ def _by_orders(
             best = (len(left), len(spans), stored, spans)
     if best is None:
         span = _property_span(branch, orders[0].name)
-        lo, hi = _bounds(branch.ranges.get(orders[0].name), descending=False)
+        lo, hi = stored_bounds(branch.ranges.get(orders[0].name), descending=False)
         return Access((span,), 1, orders[0].descending, lo, hi, False, True)
     uncovered, _, stored, chosen = best
-    lo, hi = _bounds(branch.ranges.get(orders[0].name), descending=stored[0])
+    lo, hi = stored_bounds(branch.ranges.get(orders[0].name), descending=stored[0])
     exact = uncovered == 0 and not query.trailing and all(name == orders[0].name for name in branch.ranges)
     return Access(tuple(chosen), len(orders), stored != asked, lo, hi, exact, True)
 
@@ -233,10 +241,10 @@ def _by_orders(
 def _property_span(branch: Branch, name: str) -> SpanPlan:
     assert branch.kind is not None
     prefix = property_prefix(branch.project, branch.namespace, branch.kind, name)
-    return SpanPlan(Space.INDEX, prefix, f"{branch.kind}.{name}", places=(0,))
+    return SpanPlan(Space.INDEX, prefix, f"{branch.kind}.{name}", places=(0,), base=prefix)
 
 
-def _bounds(bounds: Range | None, *, descending: bool) -> tuple[bytes, bytes]:
+def stored_bounds(bounds: Range | None, *, descending: bool) -> tuple[bytes, bytes]:
     """A range of values as bounds of stored components: inverted ones swap their ends."""
     if bounds is None:
         return b"", _AFTER

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiodatastore.adapters.base import AggregateResult, Aggregation, ReadPolicy, RunOptions
-from aiodatastore.adapters.engine.core import Engine
+from aiodatastore.adapters.engine.core import Engine, Planned
 from aiodatastore.adapters.engine.streams import EngineStream
 from aiodatastore.errors import BadArgumentError, DatastoreError
 from aiodatastore.indexing.aggregates import Number, RunningSum, single_number
@@ -86,13 +86,13 @@ async def _of_metadata(
     return AggregateResult([values[function] for function, _ in aggregations], page.version, page.checks, page.spans)
 
 
-def _run(engine: Engine, query: Query, normal: NormalQuery, plans: Sequence[BranchPlan], reader: Reader) -> QueryRun:
+def _run(engine: Engine, query: Query, planned: Planned, reader: Reader) -> QueryRun:
     return QueryRun(
-        normal,
-        plans,
+        planned.normal,
+        planned.plans,
         reader,
         engine.serializer,
-        engine.bounds(query, normal),
+        engine.bounds(query, planned),
         sort_budget=engine.sort_budget,
         page_size=None,
         needed=lambda: engine.needed(query),
@@ -133,16 +133,16 @@ def count_now(engine: Engine, query: Query, read_policy: ReadPolicy) -> int | No
 async def _count(engine: Engine, query: Query, reader: Reader) -> int:
     # Keys are enough, except where a projection or distinct makes the results.
     keys = query if query.projection or query.only_keys else query.keys_only()
-    normal, plans, *_ = engine.plan(keys)
-    if not plans:
+    planned = engine.plan(keys)
+    if not planned.plans:
         return 0
     limit = query.max_results
     if limit is None or limit > _STREAMED_COUNT:
-        counted = await _count_span(query, normal, plans, reader)
+        counted = await _count_span(query, planned.normal, planned.plans, reader)
         if counted is not None:
             counted = max(0, counted - query.skip)
             return counted if limit is None else min(counted, limit)
-    run = _run(engine, keys, normal, plans, reader)
+    run = _run(engine, keys, planned, reader)
     total = 0
     while True:
         items, _ = await run.next_items()
@@ -191,7 +191,8 @@ async def _by_index(engine: Engine, query: Query, reader: Reader, item: Aggregat
     try:
         projection = query.project(name)
         projection.check()
-        normal, plans, *_ = engine.plan(projection)
+        planned = engine.plan(projection)
+        normal, plans = planned.normal, planned.plans
     except DatastoreError:
         return None  # a property with an equality filter can't be projected
     if [order.name for order in normal.components] != [name] or not all(plan.ordered.exact for plan in plans):
@@ -278,11 +279,11 @@ async def _by_entities(
     engine: Engine, query: Query, reader: Reader, aggregations: Sequence[Aggregation]
 ) -> list[Number | None]:
     """Run the query as it is and add up its results."""
-    normal, plans, *_ = engine.plan(query)
+    planned = engine.plan(query)
     sums = [RunningSum() for _ in aggregations]
     results = 0
-    if plans:
-        run = _run(engine, query, normal, plans, reader)
+    if planned.plans:
+        run = _run(engine, query, planned, reader)
         while True:
             items, _ = await run.next_items()
             results += len(items)

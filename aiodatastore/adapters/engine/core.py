@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import NamedTuple
+from typing import TypeAlias
 
 import anyio
 
@@ -21,8 +21,9 @@ from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
 from aiodatastore.indexing.normal import NormalQuery, Prepared, normalize, query_name
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
-from aiodatastore.indexing.rows import SYSTEM, entity_rows, indexed_values, stored_rows
+from aiodatastore.indexing.rows import SYSTEM, CompositeIndex, entity_rows, indexed_values, stored_rows
 from aiodatastore.indexing.suggest import need_index
+from aiodatastore.indexing.templates import SpanTemplate, query_shape, span_template
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Record, RowBatch, RowCommit, RowPut, RowStore
 from aiodatastore.serializers import MsgpackSerializer, Serializer
@@ -31,23 +32,52 @@ __all__ = ["CATALOG_MAX_AGE_S", "Engine", "Planned"]
 
 _log = logging.getLogger("aiodatastore")
 
+Serving: TypeAlias = Mapping[str, Sequence[CompositeIndex]]
+"""The indexes of each kind that queries may use."""
+
 CATALOG_MAX_AGE_S = 0.2
 _MAX_PLANS = 512
 _MAX_ALIKE = 8
 """Plans of one query for stores whose indexes differ."""
 
 
-class Planned(NamedTuple):
+class Planned:
     """A query ready to run.
 
     ``direct`` is None where more than one span, or work on its rows, is needed; ``union`` where one span is enough, or
-    the rows of several are not the results.
+    the rows of several are not the results. What ``direct`` was made without is made when it is asked for.
     """
 
-    normal: NormalQuery
-    plans: list[BranchPlan]
-    direct: DirectSpan | None
-    union: list[DirectSpan] | None = None
+    __slots__ = ("_parts", "_query", "_serving", "direct", "union")
+
+    def __init__(self, query: Query, serving: Serving, direct: DirectSpan | None = None) -> None:
+        self._query = query
+        self._serving = serving
+        self._parts: tuple[NormalQuery, list[BranchPlan]] | None = None
+        self.direct = direct
+        self.union: list[DirectSpan] | None = None
+        if direct is None:
+            normal, plans = self._all()
+            self.direct = direct_span(normal, plans)
+            self.union = direct_spans(normal, plans) if len(plans) > 1 else None
+
+    @property
+    def normal(self) -> NormalQuery:
+        """The query in normal form."""
+        return self._all()[0]
+
+    @property
+    def plans(self) -> list[BranchPlan]:
+        """A plan for each branch; none where there can be no result."""
+        return self._all()[1]
+
+    def _all(self) -> tuple[NormalQuery, list[BranchPlan]]:
+        if self._parts is None:
+            normal = normalize(self._query)
+            serving = self._serving
+            plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
+            self._parts = normal, plans
+        return self._parts
 
 
 class Engine:
@@ -74,6 +104,7 @@ class Engine:
         self._told: set[IndexDefinition] = set()
         self._needs: dict[Hashable, NeedIndexError | None] = {}
         self._plans: dict[Hashable, Planned] = {}
+        self._templates: dict[Hashable, SpanTemplate] = {}
         self._planned_with = self.catalog
 
     # ---------------------------------------------------------------------------------------- plans
@@ -82,7 +113,8 @@ class Engine:
         """The query in normal form, a plan for each branch, and the span that is all of it; with the indexes as last
         read.
 
-        Plans of the same query are made once: they hold no limit, offset or cursor.
+        Plans of the same query are made once: they hold no limit, offset or cursor. What is one span is put together
+        from the values where they alone differ from those of an earlier query.
         """
         catalog = self.catalog
         prepared: Prepared | None = query._prepared
@@ -93,29 +125,45 @@ class Engine:
             for made_with, planned in prepared.plans:
                 if made_with == indexes:
                     return planned  # type: ignore[no-any-return]
-            planned = self._planned(prepared.normal)
+            planned = Planned(query, serving)
             if len(prepared.plans) >= _MAX_ALIKE:
                 prepared.plans.clear()
             prepared.plans.append((indexes, planned))
             return planned
-        if catalog is not self._planned_with or len(self._plans) > _MAX_PLANS:
-            self._plans, self._planned_with = {}, catalog
+        if catalog is not self._planned_with:
+            self._plans, self._templates, self._planned_with = {}, {}, catalog
         name = query_name(query)
         known = None if name is None else self._plans.get(name)
         if known is not None:
             return known
-        planned = self._planned(normalize(query))
+        planned = self._planned_by_shape(query)
         if name is not None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
             self._plans[name] = planned
         return planned
 
-    def _planned(self, normal: NormalQuery) -> Planned:
+    def _planned_by_shape(self, query: Query) -> Planned:
         serving = self.catalog.serving
-        plans = [plan_branch(normal, branch, serving.get(branch.kind or "", ())) for branch in normal.branches]
-        union = direct_spans(normal, plans) if len(plans) > 1 else None
-        return Planned(normal, plans, direct_span(normal, plans), union)
+        shaped = query_shape(query)
+        if shaped is None:
+            return Planned(query, serving)
+        shape, values = shaped
+        template = self._templates.get(shape)
+        if template is not None:
+            direct = template.direct(query, values)
+            if direct is not None:
+                return Planned(query, serving, direct)
+        planned = Planned(query, serving)
+        if planned.direct is not None:
+            made = span_template(query, values, planned.plans[0], planned.direct)
+            if made is not None:
+                if len(self._templates) >= _MAX_PLANS:
+                    self._templates.clear()
+                self._templates[shape] = made
+        return planned
 
-    def bounds(self, query: Query, normal: NormalQuery) -> Bounds:
+    def bounds(self, query: Query, planned: Planned) -> Bounds:
         """Where a query starts and ends.
 
         :raises BadCursorError: if a cursor belongs to another query
@@ -132,7 +180,7 @@ class Engine:
                     f"the {name} cursor was made by another query: use it with the same kind, ancestor, filters, "
                     "orders and projection (or their reverse)"
                 )
-            turned = bool(position) and cursor.inverted != normal.key_descending
+            turned = bool(position) and cursor.inverted != planned.normal.key_descending
             if turned:
                 position = invert(position)
             if name == "start":

@@ -34,14 +34,15 @@ class EngineStream(ResultStream, GivesRows):
         self._engine = engine
         self._query = query
         self._options = options
-        self._normal, self._plans, direct, union = engine.plan(query)
+        self._planned = planned = engine.plan(query)
+        direct, union = planned.direct, planned.union
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
         self._to_check = engine.require_indexes
-        self._bounds = bounds = engine.bounds(query, self._normal)
+        self._bounds = bounds = engine.bounds(query, planned)
         self._made_reader: Reader | None = None
         self._missing: NeedIndexError | None = None
-        self._done = not self._plans
+        self._done = direct is None and not planned.plans
         self._metadata = query.kind in METADATA_KINDS
         self._scanned: Step | None = None
         self._defers = False
@@ -121,11 +122,11 @@ class EngineStream(ResultStream, GivesRows):
     def _start(self) -> QueryRun:
         engine = self._engine
         query = self._query
-        if not self._metadata and any(not plan.ordered.exact for plan in self._plans):
+        if not self._metadata and any(not plan.ordered.exact for plan in self._planned.plans):
             self._missing = engine.tell_missing_index(query)
         run = self._run = QueryRun(
-            self._normal,
-            self._plans,
+            self._planned.normal,
+            self._planned.plans,
             self._reader,
             engine.serializer,
             self._bounds,
@@ -231,7 +232,7 @@ class EngineStream(ResultStream, GivesRows):
 
     def _plan_again(self) -> None:
         engine = self._engine
-        self._normal, self._plans, *_ = engine.plan(self._query)
+        self._planned = engine.plan(self._query)
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
         self._direct = self._union = None
@@ -272,7 +273,9 @@ class EngineStream(ResultStream, GivesRows):
         bounds = self._bounds
         step = (self._run or self._start()).root.add("metadata", self._query.kind or "")
         found = await metadata_entities(self._reader, step, self._query)
-        hits = sorted((match for entity in found for match in self._normal.matches(entity)), key=lambda match: match[0])
+        hits = sorted(
+            (match for entity in found for match in self._planned.normal.matches(entity)), key=lambda match: match[0]
+        )
         hits = [
             match
             for match in hits

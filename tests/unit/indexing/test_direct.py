@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from aiodatastore import Entity, Key, Query
 from aiodatastore.adapters.base import Page, RunOptions
 from aiodatastore.adapters.engine import EngineAdapter
+from aiodatastore.adapters.engine.core import Planned
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.datastore import Datastore
 from aiodatastore.errors import CorruptDataError
@@ -31,6 +33,7 @@ DIRECT = {
     "composite": Query("Thing").filter("group", "=", 2).order("-size"),
     "keys": Query("Thing").filter("group", "=", 0).keys_only(),
     "nothing": Query("Thing").filter("group", "=", 77),
+    "below, by an index of its own": Query("Thing", ancestor=Key("Thing", 7)).order("-odd"),
     "lists that no other row leads to": Query("Thing").filter("tags", "=", "b"),
 }
 BY_STAGES = {
@@ -58,14 +61,22 @@ async def _pages(adapter: EngineAdapter, query: Query, options: RunOptions) -> t
 
 def _without_direct(adapter: EngineAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = adapter.plan
-    monkeypatch.setattr(adapter, "plan", lambda query: plan(query)._replace(direct=None))
+
+    def without(query: Query) -> Planned:
+        planned = copy.copy(plan(query))
+        planned.direct = None
+        return planned
+
+    monkeypatch.setattr(adapter, "plan", without)
 
 
 @pytest.fixture
 async def ds() -> AsyncIterator[Datastore]:
     async with Datastore(EngineAdapter(MemoryRowStore())) as datastore:
         await datastore.create_index(IndexDefinition("Thing", (("group", "asc"), ("size", "desc"))))
-        await datastore.put([_thing(number) for number in range(NUMBER)])
+        await datastore.create_index(IndexDefinition("Thing", (("odd", "desc"),), ancestor=True))
+        below = [Entity(Key("Thing", 7, "Thing", number), {"odd": number % 3}) for number in range(1, 50)]
+        await datastore.put([_thing(number) for number in range(NUMBER)] + below)
         yield datastore
 
 
