@@ -232,8 +232,10 @@ async def followed(ds: Datastore, store: Stepping, second: Callable[[], Awaitabl
         await anyio.wait_all_tasks_blocked()
         group.start_soon(run_second)
         await anyio.wait_all_tasks_blocked()
-        assert results == []
-        store.gate.set()
+        try:
+            assert results == []
+        finally:
+            store.gate.set()  # a commit is waited for whatever happens, by an event loop that ends, too
     results.append(seen)
     return results
 
