@@ -52,12 +52,15 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """At the ``at``-th message of a direction (from 0): once, or ``times`` times, counting anew after each."""
+    """At the ``at``-th message of a direction (from 0): once, or ``times`` times, counting anew after each.
+
+    ``delay_s`` is how long ``DELAY`` and ``LATE`` hold it back; None: until :meth:`Proxy.release`.
+    """
 
     direction: Direction
     at: int
     action: Action
-    delay_s: float = 0.05
+    delay_s: float | None = 0.05
     times: int = 1
 
     def __str__(self) -> str:
@@ -187,13 +190,11 @@ class _Link:
                 self.stalled = True
                 await _forever()
             case Action.DELAY:
-                assert fault is not None
-                await asyncio.sleep(fault.delay_s)
+                await self.proxy._hold(fault)
             case Action.LATE:
-                assert fault is not None
                 self.detached = True
                 self.client.reset()
-                await asyncio.sleep(fault.delay_s)
+                await self.proxy._hold(fault)
         await target.send(message)
 
 
@@ -262,6 +263,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held = asyncio.Event()
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
         self._server: asyncio.Server | None = None
@@ -292,6 +294,11 @@ class Proxy:
             self._fault = fault
             self.seen = dict.fromkeys(Direction, 0)
             self.fired = 0
+
+    def release(self) -> None:
+        """Let go on what was held back without a time: now, not what will be."""
+        assert self._portal is not None
+        self._portal.call(self._release)
 
     def cut(self) -> None:
         """Reset every connection, now."""
@@ -354,6 +361,17 @@ class Proxy:
             await link.run()
         finally:
             self._links.discard(link)
+
+    async def _hold(self, fault: Fault | None) -> None:
+        assert fault is not None
+        if fault.delay_s is None:
+            await self._held.wait()
+        else:
+            await asyncio.sleep(fault.delay_s)
+
+    async def _release(self) -> None:
+        held, self._held = self._held, asyncio.Event()
+        held.set()
 
     async def _cut(self) -> None:
         for link in list(self._links):

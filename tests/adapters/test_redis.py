@@ -664,12 +664,14 @@ async def test_a_batch_that_arrives_after_its_successor_is_dropped(server: Valke
     with Proxy(server.port, split=redis_messages) as proxy:
         async with opened(f"redis://127.0.0.1:{proxy.port}", retry_s=0) as store:
             await commit(store, puts((b"n", b"first")))
-            proxy.arm(Fault(Direction.TO_SERVER, at=0, action=Action.LATE, delay_s=0.3))
+            proxy.arm(Fault(Direction.TO_SERVER, at=0, action=Action.LATE, delay_s=None))
             with pytest.raises(UnavailableError, match="not known") as doubtful:
                 await commit(store, puts((b"n", b"late")))
             assert not doubtful.value.nothing_written
             assert versions(await commit(store, puts((b"n", b"second")))) == [2]
-            await asyncio.sleep(0.5)
+            proxy.watch()
+            proxy.release()
+            await until(lambda: proxy.seen[Direction.TO_CLIENT])  # what the server answers to nobody
             assert await store.read([b"n"]) == ([(2, b"second")], 2)
 
 
