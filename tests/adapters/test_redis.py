@@ -545,6 +545,12 @@ async def test_a_stopped_server_is_waited_for(server: ValkeyServer) -> None:
         assert await entities(store) == {b"a": (1, b"x")}
 
 
+async def turns() -> None:
+    """Some turns of the loop: connections that were accepted get their tasks, transports that were aborted close."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 class Scripted:
     """A server of the test's own making: ``answer`` gives the bytes to send for a command, or None to hang up."""
 
@@ -557,6 +563,7 @@ class Scripted:
         return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def __aexit__(self, *_: object) -> None:
+        await turns()
         self._server.close()
         await asyncio.gather(*self._tasks)
 
@@ -1112,26 +1119,43 @@ async def tls_before(server: ValkeyServer, certificate: Path) -> AsyncIterator[i
     """A port that speaks TLS and passes on to the server, whose binary may lack it."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    pumps: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
             while data := await source.read(65536):
                 target.write(data)
                 await target.drain()
-        target.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
-        pumps.add(asyncio.create_task(pump(reader, inner_writer)))
-        pumps.add(asyncio.create_task(pump(inner_reader, writer)))
+        both = [writer]
+        try:
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
+            both.append(inner_writer)
+            pumps = [asyncio.ensure_future(pump(*pair)) for pair in ((reader, inner_writer), (inner_reader, writer))]
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in pumps:
+                    each.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+        finally:
+            for stream in both:
+                stream.transport.abort()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.create_task(serve(reader, writer)))
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:
+        await turns()
         listener.close()
-        await asyncio.wait(pumps, timeout=2) if pumps else None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await turns()
 
 
 async def test_tls(server: ValkeyServer, certificate: Path) -> None:
