@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -71,9 +71,18 @@ async def values(adapter: Adapter, *keys: Key, policy: ReadPolicy = ReadPolicy.S
 
 async def wait_for(held: list[anyio.Event], count: int) -> None:
     """Until so many are held."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while len(held) < count:
             await anyio.wait_all_tasks_blocked()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Until it holds, which other tasks see to."""
+    with anyio.fail_after(60):
+        while True:
+            if condition():
+                return
+            await anyio.sleep(0.005)
 
 
 async def increase(ds: Datastore, key: Key) -> list[int]:

@@ -60,7 +60,7 @@ class Refusing(Shim):
 
 async def test_what_a_store_refuses_is_told(tmp_path: Path) -> None:
     async with Datastore(Refusing(adapter_from_url("memory://"))) as ds:
-        with anyio.fail_after(20), pytest.raises(OverloadedError, match="not now"):
+        with anyio.fail_after(60), pytest.raises(OverloadedError, match="not now"):
             await import_entities(ds, lines(tmp_path / "in.jsonl"))
 
 

@@ -18,6 +18,7 @@ from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.shims.sharded import Sharded, adapter
 from aiodatastore.shims.sharded.layout import Phase
 from aiodatastore.shims.sharded.rebalance import rebalance
+from tests.shims.gates import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -230,7 +231,7 @@ async def test_in_use_all_the_while(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for seed in (2, 3, 5):
             group.start_soon(count_up, old, seed)
         group.start_soon(look, old)
-        await anyio.sleep(0.1)
+        await until(lambda: reads and sum(counted.values()) > 10)
         opened = anyio.Event()
 
         async def with_all() -> None:
@@ -242,10 +243,10 @@ async def test_in_use_all_the_while(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         group.start_soon(with_all)
         await rebalance(sharded(tmp_path, "abc"), progress=lambda *_: opened.set())
-        await anyio.sleep(0.1)
+        before = sum(counted.values())
+        await until(lambda: refused)  # who has the old shards is refused at the end
+        await until(lambda: reads > 3 and sum(counted.values()) > before + 10)
         done = True
-    assert refused, "who has the old shards is refused at the end"
-    assert reads > 3
     found = await placed(tmp_path, "abc")
     async with Datastore(sharded(tmp_path, "abc")) as ds:
         assert await ds.check() == []
@@ -300,10 +301,14 @@ async def test_other_processes_go_on(tmp_path: Path) -> None:
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path), names], stdout=subprocess.PIPE, text=True
         )
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "open\n"
+        assert read(worker) == "open\n"
         return worker
 
+    def read(worker: subprocess.Popen[str]) -> str:
+        assert worker.stdout is not None
+        return worker.stdout.readline()
+
+    told = [0] * (GROUPS + 1)
     try:
         workers.append(await anyio.to_thread.run_sync(start, "ab"))
         begun = anyio.Event()
@@ -315,11 +320,12 @@ async def test_other_processes_go_on(tmp_path: Path) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(more)
             await rebalance(sharded(tmp_path, "abc"), progress=lambda *_: begun.set())
-        await anyio.sleep(0.3)
+        # Who knows all shards goes on.
+        for _ in range(30):
+            told[int(await anyio.to_thread.run_sync(read, workers[-1]))] += 1
     finally:
         for worker in workers:
             worker.kill()
-    told = [0] * (GROUPS + 1)
     for worker in workers:
         lines, _ = await anyio.to_thread.run_sync(worker.communicate)
         for line in lines.splitlines():

@@ -25,6 +25,7 @@ from aiodatastore.shims.sharded.rebalance import rebalance
 from aiodatastore.testing.history import History, Recorded, check
 from aiodatastore.testing.servers import PostgresServer
 from tests.engines import ENGINES, PostgresSession, fresh_name
+from tests.shims.gates import until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -88,7 +89,7 @@ async def test_prepared_and_applied(urls: list[str]) -> None:
         )
         assert prepared.version == first + 1
         assert [name for name, _ in await other.prepared()] == ["id.näme"]
-        assert 0 <= (await other.prepared())[0].age_s < 5
+        assert 0 <= (await other.prepared())[0].age_s < 60
         assert [entity and entity["n"] for entity in (await other.lookup([Key("K", 1)])).entities] == [1]
         done: list[int | None] = []
 
@@ -164,7 +165,7 @@ async def test_who_listens_hears_of_it(urls: list[str]) -> None:
             tell.send_nowait(-1)
 
     async def heard(wanted: int) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async for version in told:
                 if version == -1 or version >= wanted:
                     return
@@ -279,15 +280,16 @@ async def test_who_waits_for_an_orphan_settles_it(urls: list[str], monkeypatch: 
         await ds.put([Entity(key, {"n": "old"}) for key in KEYS])
         (key, *_) = (key for key in KEYS if adapter.place(key) == 2)
         await adapter.children[2].prepare(Commit(writes=[Put(Entity(key, {"n": "lost"}))]), "feed.0")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await ds.put(Entity(key, {"n": "new"}))
         found = await ds.get(key)
         assert found is not None
         assert found["n"] == "new"
 
 
-async def test_a_store_that_was_away_is_told_again_soon() -> None:
+async def test_a_store_that_was_away_is_told_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others don't wait until what it prepared counts as left behind."""
+    monkeypatch.setattr(twophase, "ORPHAN_S", 3600.0)
     away = Failing(adapter_from_url("memory://"), 1.0, operations=["resolve"])
     away.enabled = False
     async with Datastore(Sharded([adapter_from_url("memory://"), away])) as ds:
@@ -298,7 +300,7 @@ async def test_a_store_that_was_away_is_told_again_soon() -> None:
         assert away.injected["resolve"]
         assert len(await away.prepared()) == 1
         away.enabled = False
-        with anyio.fail_after(twophase.ORPHAN_S / 2):
+        with anyio.fail_after(60):
             found = await ds.run_in_transaction(lambda: ds.get(KEYS), read_only=True)
             assert {entity and entity["n"] for entity in found} == {"new"}
         assert await away.prepared() == []
@@ -308,7 +310,7 @@ async def test_a_server_is_killed_before_it_is_told(anyio_backend: str, monkeypa
     """What it prepared is there when it is back, and then is what the home says."""
     monkeypatch.setattr(twophase, "_FIRST_PAUSE_S", twophase.ORPHAN_S)  # nobody tells it again: the sweep does
     with PostgresServer(synchronous_commit="on") as home, PostgresServer(synchronous_commit="on") as other:
-        urls = [f"{server.dsn}?retry_s=0.5" for server in (home, other)]
+        urls = [f"{server.dsn}?retry_s=2" for server in (home, other)]
         async with opened(urls) as (ds, adapter):
             await ds.put([Entity(key, {"n": "old"}) for key in KEYS])
             resolve = adapter.children[1].resolve
@@ -384,10 +386,11 @@ async def test_a_shard_is_added_while_transactions_go_over_several(
         for seed in (1, 2):
             group.start_soon(count_up, old, seed)
         group.start_soon(with_all)
-        await anyio.sleep(0.2)
+        await until(lambda: sum(counted.values()) > 10)
         adapter = Sharded([adapter_from_url(url) for url in urls])
         report = await rebalance(adapter, progress=lambda *_: begun.set())
-        await anyio.sleep(0.3)
+        before = sum(counted.values())
+        await until(lambda: sum(counted.values()) > before + 10)
         done = True
     assert report.copied
     async with opened(urls) as (ds, _):
