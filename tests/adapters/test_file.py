@@ -1426,9 +1426,12 @@ async def test_few_files_are_read_at_once_unless_the_disk_is_slow(
         assert store.read_now([key(1), key(999)]) == [(1, b"red"), None]
         assert store.read_now([key(n) for n in range(1, 101)]) is None
         monkeypatch.setattr(module, "SLOW_S", -1.0)
-        monkeypatch.setattr(disk, "blocks_read", lambda: 7)
+        monkeypatch.setattr(disk, "blocks_read", lambda: store._blocks + 1)
+        for bound in ("_SHARE", "_TURN_AWAY_S"):
+            monkeypatch.setattr(module, bound, 1e9)
         assert store.read_now([key(1)]) == [(1, b"red")]
         assert store.read_now([key(1)]) is None  # the disk had to be waited for
+        monkeypatch.setattr(disk, "blocks_read", lambda: store._blocks)
         store._inline_from = 0.0
         assert store.read_now([key(1)]) == [(1, b"red")]
         assert store.read_now([key(1)]) == [(1, b"red")]  # no block was read: the machine was busy

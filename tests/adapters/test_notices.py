@@ -43,7 +43,7 @@ class Heard(RowListener):
     async def all(self) -> list[tuple[Any, ...]]:
         """What was said up to now, without the confirmations."""
         now = time.monotonic()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.at < now:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         log, self.log = self.log, []

@@ -438,7 +438,7 @@ async def test_cancelling_a_commit_leaves_all_or_nothing(store: RowStore) -> Non
             assert found[0] == found[1]
             rows = (await store.scan(index(b"x|" + key, b"x|" + key + b"\xff"), 10)).rows
             tries += 1
-            if bool(rows) == found[0] or tries == 40:
+            if bool(rows) == found[0] or tries == 400:
                 break
             await anyio.sleep(0.05)  # a server went on with it between the two reads
         if outcomes:

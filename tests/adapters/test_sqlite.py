@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -280,25 +281,19 @@ async def test_a_busy_database(path: Path) -> None:
 
 
 async def test_waiting_for_a_lock_does_not_hold_the_loop(path: Path) -> None:
-    async with opened(path) as store:
-        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+    """It is given up by who needs the loop."""
+    async with opened(path, busy_timeout_s=60) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            timer = threading.Timer(0.3, other.execute, ["ROLLBACK"])
-            timer.start()
-            beats = 0
 
             async def beat() -> None:
-                nonlocal beats
-                while True:
+                for _ in range(20):
                     await anyio.sleep(0.005)
-                    beats += 1
+                other.execute("ROLLBACK")
 
             async with anyio.create_task_group() as group:
                 group.start_soon(beat)
                 assert versions(await commit(store, puts((b"a", b"x")))) == [1]
-                group.cancel_scope.cancel()
-            timer.join()
-        assert beats > 10
 
 
 async def test_a_reader_shut_out_inline_waits_in_a_thread(path: Path) -> None:
@@ -410,7 +405,7 @@ async def test_closing_ends_reads_and_waits_for_commits(path: Path) -> None:
 
         async def write() -> None:
             try:
-                for n in range(1000):
+                for n in itertools.count():
                     await commit(store, puts((b"%04d" % n, b"x")))
             except StoreClosedError:
                 ended.append("write")
@@ -534,10 +529,12 @@ async def test_a_slow_disk_sends_reads_to_threads_for_a_while(path: Path, monkey
         await commit(store, puts((b"a", b"x")))
         assert store.read_now([b"a"]) == [(1, b"x")]
         monkeypatch.setattr(module, "SLOW_S", 0.0)
+        monkeypatch.setattr(module, "_blocks_read", lambda: store._blocks)
         assert store.read_now([b"a"]) == [(1, b"x")]
         assert store.read_now([b"a"]) == [(1, b"x")]  # slow, but not because of the disk
         monkeypatch.setattr(module, "_blocks_read", lambda: store._blocks + 1)
-        monkeypatch.setattr(module, "_SHARE", 10_000)
+        for bound in ("_SHARE", "_TURN_AWAY_S"):
+            monkeypatch.setattr(module, bound, 1e9)
         assert store.read_now([b"a"]) == [(1, b"x")]
         assert store.read_now([b"a"]) is None
         assert (await store.read([b"a"])).records == [(1, b"x")]
@@ -548,7 +545,7 @@ async def test_a_slow_disk_sends_reads_to_threads_for_a_while(path: Path, monkey
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_cancelled_task_ends_only_when_its_commit_has(path: Path) -> None:
     """``Task.cancel()`` goes through anyio's shields."""
-    async with opened(path) as store:
+    async with opened(path, busy_timeout_s=60) as store:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             running = asyncio.create_task(commit(store, puts((b"a", b"x"))))
@@ -583,30 +580,36 @@ async def test_cancelled_at_every_moment_nothing_is_halved(path: Path) -> None:
             assert store.read_now([key, key + b"!"]) == known  # nothing happens afterwards
 
 
-def read_without_a_pause(path: Path, stop: threading.Event) -> None:
+def read_without_a_pause(path: Path, stop: threading.Event, took: list[float]) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         while not stop.is_set():
+            begun = time.monotonic()
             connection.execute("BEGIN")
             connection.execute("SELECT * FROM meta").fetchall()
             stop.wait(0.005)
             connection.execute("COMMIT")
+            took.append(time.monotonic() - begun)
 
 
 async def test_the_wal_stays_bounded_under_constant_readers(path: Path) -> None:
     """While one of several readers is always reading, SQLite never starts its WAL anew by itself."""
-    stop = threading.Event()
-    async with opened(path, checkpoint_mb=1, cache_mb=2, synchronous="OFF") as store:
-        readers = [threading.Thread(target=read_without_a_pause, args=(path, stop)) for _ in range(4)]
-        for reader in readers:
-            reader.start()
-        largest = 0
-        for n in range(150):
-            await commit(store, RowCommit(puts=[RowPut(b"%04d" % (n % 40), bytes(200_000), {})]))
-            largest = max(largest, (await store.sizes())["wal_bytes"])
-        stop.set()
-        for reader in readers:
-            reader.join()
-        assert largest < 8 << 20  # of 30 MB written
+    largest, longest_s = 0, 1.0
+    while longest_s > 0.1 and not 0 < largest < 8 << 20:  # who is held up while it reads may hold out longer than that
+        stop = threading.Event()
+        took: list[float] = []
+        async with opened(path, checkpoint_mb=1, cache_mb=2, synchronous="OFF") as store:
+            readers = [threading.Thread(target=read_without_a_pause, args=(path, stop, took)) for _ in range(4)]
+            for reader in readers:
+                reader.start()
+            largest = 0
+            for n in range(150):
+                await commit(store, RowCommit(puts=[RowPut(b"%04d" % (n % 40), bytes(200_000), {})]))
+                largest = max(largest, (await store.sizes())["wal_bytes"])
+            stop.set()
+            for reader in readers:
+                reader.join()
+        longest_s = max(took)
+    assert largest < 8 << 20  # of 30 MB written
 
 
 # --------------------------------------------------------------------------------------- several processes
@@ -695,11 +698,11 @@ async def test_what_was_acknowledged_survives_a_kill(path: Path) -> None:
                 print(n, flush=True)
     """
     for _ in range(3):
-        process = script(work, path)
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(25)]
-        process.kill()
-        lines += process.communicate()[0].splitlines(keepends=True)
+        with script(work, path) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(25)]
+            process.kill()
+            lines += process.stdout.readlines()
         last = max(int(line) for line in lines if line.endswith("\n"))
         async with opened(path) as store:
             found = await entities(store)
