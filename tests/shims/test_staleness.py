@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+import selectors
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,37 @@ def test_tiers(engine: Bound, place: Place) -> None:
 # -------------------------------------------------------------------------------- wrong caches are caught
 
 
+class Hours:
+    """Clocks that move by what is waited for, and a little at each look: a machine that stalls does not stop them.
+
+    The event loop's is among them: while nothing can run, its next timer is due at once.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000_000.0
+        for name in ("monotonic", "time"):
+            monkeypatch.setattr(time, name, self.look)
+
+    def look(self) -> float:
+        self.now += 2e-6
+        return self.now
+
+    def run(self, main: Callable[[], Awaitable[Timeline]]) -> Timeline:
+        hours = self
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                if timeout is None:
+                    return super().select()
+                found = super().select(0)
+                if not found:
+                    hours.now += max(0.0, timeout)
+                return found
+
+        options = {"loop_factory": lambda: asyncio.SelectorEventLoop(Selector())}
+        return anyio.run(main, backend="asyncio", backend_options=options)
+
+
 class Slow(Shim):
     """Answers late, now and then, so that reads and commits overtake each other."""
 
@@ -122,7 +156,7 @@ class Losing(Slow):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_tiers_whose_writers_fail(seed: int) -> None:
+def test_tiers_whose_writers_fail(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers that end half-way, in the tier or in the last: nobody reads what was overwritten."""
 
     async def main() -> Timeline:
@@ -145,7 +179,7 @@ def test_tiers_whose_writers_fail(seed: int) -> None:
         await fast.aclose()
         return timeline
 
-    timeline = anyio.run(main)
+    timeline = Hours(monkeypatch).run(main)
     assert len(timeline.reads) > 100
     assert len(timeline.writes) > 5
     assert [finding for finding in check_staleness(timeline, 0.0) if finding.kind != "unknown"] == []
@@ -191,7 +225,9 @@ def _broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 @pytest.mark.usefixtures("_broken")
-def test_what_the_checker_sees(kind: type[Cached], wanted: set[str], room: int, writes: float) -> None:
+def test_what_the_checker_sees(
+    kind: type[Cached], wanted: set[str], room: int, writes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two caches in this process, each with a name of its own and not told by the other.
 
     Where there is little room for copies, what is known of a commit must not be forgotten with its copy.
@@ -220,7 +256,7 @@ def test_what_the_checker_sees(kind: type[Cached], wanted: set[str], room: int, 
         await store.aclose()
         return timeline
 
-    timeline = anyio.run(main)
+    timeline = Hours(monkeypatch).run(main)
     assert len(timeline.reads) > 100
     found = {finding.kind for finding in check_staleness(timeline, 0.05)}
     assert found >= wanted
