@@ -28,7 +28,7 @@ def test_as_json(run: Run) -> None:
 
 
 def test_opening(run: Run, tmp_path: Path) -> None:
-    run("explain", f"timeout{{seconds=2}}:sqlite:///{tmp_path}/new.db", "--open")
+    run("explain", f"timeout{{seconds=60}}:sqlite:///{tmp_path}/new.db", "--open")
     assert tmp_path.joinpath("new.db").exists()
 
 

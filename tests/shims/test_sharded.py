@@ -31,7 +31,7 @@ from aiodatastore.errors import (
 from aiodatastore.rowstore import Capability
 from aiodatastore.shims.base import Shim
 from aiodatastore.shims.failing import Failing
-from aiodatastore.shims.sharded import Sharded
+from aiodatastore.shims.sharded import Sharded, twophase
 from aiodatastore.shims.sharded.placing import Placing
 from aiodatastore.testing import strategies
 from aiodatastore.testing.conformance import FILES, run_corpus
@@ -434,7 +434,10 @@ async def test_ids_never_collide() -> None:
         (1, "resolve", False, True),
     ],
 )
-async def test_all_or_nothing_whatever_fails(shard: int, what: str, after: bool, written: bool) -> None:
+async def test_all_or_nothing_whatever_fails(
+    monkeypatch: pytest.MonkeyPatch, shard: int, what: str, after: bool, written: bool
+) -> None:
+    monkeypatch.setattr(twophase, "_FIRST_PAUSE_S", twophase.ORPHAN_S)  # nobody tells it again: the sweep does
     shards = [Faulty(child) for child in memory(3)]
     async with opened(*shards) as (ds, adapter):
         keys = [keys_of(adapter, number, 1)[0] for number in range(3)]

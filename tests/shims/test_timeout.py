@@ -25,9 +25,11 @@ class TestSuite(ShimSuite):
     wrap = staticmethod(lambda adapter: Timeout(Delayed(adapter, 0.00005, jitter=0.00005), 60.0, commit_seconds=60.0))
 
 
-async def opened(*slow: str, **options: Any) -> Timeout:
-    shim = Timeout(Delayed(adapter_from_url("memory://"), 30.0, operations=slow), 0.02, **options)
+async def opened(*slow: str, delay_s: float = 30.0, seconds: float = 0.02, **options: Any) -> Timeout:
+    """Open, for which there is all the time, with so little for the rest."""
+    shim = Timeout(Delayed(adapter_from_url("memory://"), delay_s, operations=slow), 60.0, **options)
     await shim.open()
+    shim._seconds = seconds
     return shim
 
 
@@ -46,22 +48,21 @@ async def test_reads_are_given_up() -> None:
 
 
 async def test_a_page_that_was_given_up_is_read_by_the_next_call() -> None:
-    child = Delayed(adapter_from_url("memory://"), 0.05, operations=["query"])
-    shim = Timeout(child, 0.01)
+    shim = Timeout(Delayed(adapter_from_url("memory://"), 0.05, operations=["query"]), 60.0)
     async with Datastore(shim) as ds:
         await ds.put([Entity(Key("Person", number)) for number in range(1, 6)])
         stream = shim.run(ds.query("Person").query)
+        shim._seconds = 0.01
         with pytest.raises(DeadlineExceededError):
             await stream.next_page()
-        shim._seconds = 10.0
+        shim._seconds = 60.0
         assert len((await stream.next_page()).results) == 5
 
 
 async def test_a_commit_is_waited_for() -> None:
-    child = Delayed(adapter_from_url("memory://"), 0.05, operations=["commit"])
-    async with Datastore(Timeout(child, 0.01)) as ds:
-        await ds.put(Entity(ADA))
-        assert await ds.get(ADA) is not None
+    shim = await opened("commit", delay_s=0.05, seconds=0.01)
+    await shim.commit([Commit(writes=[Put(Entity(ADA))])])
+    assert shim.lookup_now([ADA]) == [Entity(ADA)]
 
 
 async def test_a_commit_may_be_given_up_if_one_wants_that() -> None:
@@ -73,14 +74,13 @@ async def test_a_commit_may_be_given_up_if_one_wants_that() -> None:
 
 
 async def test_what_is_at_hand_is_answered_at_once() -> None:
-    shim = Timeout(adapter_from_url("memory://"), 0.001)
+    shim = await opened("commit", seconds=0.001)
     assert Capability.INLINE_READS in shim.capabilities
-    await shim.open()
     assert shim.lookup_now([ADA]) == [None]
 
 
 async def test_cancellation_from_outside_passes() -> None:
-    shim = await opened("lookup")
+    shim = await opened("lookup", seconds=60.0)
     with anyio.move_on_after(0.005) as scope:
         await shim.lookup([ADA])
     assert scope.cancelled_caught
