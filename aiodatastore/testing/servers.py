@@ -805,7 +805,8 @@ class ValkeyCluster:
                     time.sleep(0.01)
 
     def wait_ok(self, timeout_s: float = 60.0) -> Self:
-        """Wait until all running nodes see every slot served, and all replicas are connected to their masters.
+        """Wait until all running nodes see every slot served, by the same masters, and all replicas are connected to
+        theirs.
 
         :raises ServerError: if that takes longer
         """
@@ -822,12 +823,10 @@ class ValkeyCluster:
             return False
         try:
             serving = {node.id for node in running if node.is_master}
-            for node in running:
-                found = _masters_with_slots(node.command("CLUSTER", "NODES"))
-                # The state may be that of before, of a master that is known to be gone.
-                if set(found) != serving or sum(found.values()) != 16384:
-                    return False
-            return True
+            seen = [_slots_by_master(node.command("CLUSTER", "NODES")) for node in running]
+            # The state may be that of before: of a master that is known to be gone by now.
+            served = all(sum(map(len, found.values())) == 16384 for found in seen)
+            return served and all(set(found) == serving and found == seen[0] for found in seen)
         except ServerError:
             return False
 
@@ -849,12 +848,12 @@ class ValkeyCluster:
                 stack.callback(node.remove)
 
 
-def _masters_with_slots(nodes: str) -> dict[str, int]:
-    """Those that ``CLUSTER NODES`` takes for alive, and how many slots each has."""
-    found: dict[str, int] = {}
+def _slots_by_master(nodes: str) -> dict[str, set[int]]:
+    """Those that ``CLUSTER NODES`` takes for alive and that have slots."""
+    found: dict[str, set[int]] = {}
     for line in nodes.splitlines():
         name, _, flags, *rest = line.split()
         ranges = [part.split("-") for part in rest[5:] if part[0] != "["]
         if "master" in flags and "fail" not in flags and ranges:
-            found[name] = sum(int(each[-1]) - int(each[0]) + 1 for each in ranges)
+            found[name] = {slot for each in ranges for slot in range(int(each[0]), int(each[-1]) + 1)}
     return found

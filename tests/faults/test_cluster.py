@@ -7,6 +7,7 @@ had not received is. Nothing is applied twice, and no transaction in part, in ei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module")
 def shared() -> Iterator[ValkeyCluster]:
     try:
-        made = ValkeyCluster()
+        made = ValkeyCluster(node_timeout_ms=1500)  # who is silent for less is on a busy machine
     except ServerError as exc:
         missing(exc)
     with made:
@@ -69,7 +70,7 @@ async def in_thread(call: Callable[[], T]) -> T:
 
 
 async def until_master(node: ValkeyNode) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await in_thread(lambda: node.is_master):  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.01)
 
@@ -151,7 +152,7 @@ async def load(url: str) -> AsyncIterator[Load]:
 async def until_all_move(made: Load, tasks: list[asyncio.Task[None]]) -> None:
     """Until every task succeeds again: the store has healed."""
     before = set(made.acknowledged)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while {task for task, _ in made.acknowledged - before} < set(range(TASKS)):
             await asyncio.sleep(0.01)
             for task in tasks:
@@ -159,21 +160,25 @@ async def until_all_move(made: Load, tasks: list[asyncio.Task[None]]) -> None:
                     task.result()
 
 
-@pytest.mark.parametrize("retry_s", [15, 0], ids=["patient", "impatient"])
-async def test_masters_killed_again_and_again(cluster: ValkeyCluster, retry_s: int) -> None:
+@pytest.mark.parametrize("patience", [{"retry_s": 60, "timeout_s": 60}, {"retry_s": 0}], ids=["patient", "impatient"])
+async def test_masters_killed_again_and_again(cluster: ValkeyCluster, patience: dict[str, int]) -> None:
+    retry_s = patience["retry_s"]
     rng = random.Random(retry_s)
-    async with load(url_of(cluster, fresh_name(), wait_replicas=1, retry_s=retry_s)) as made:
+    longest_s = 0.0
+    async with load(url_of(cluster, fresh_name(), wait_replicas=1, **patience)) as made:
         for _ in range(3):
             await asyncio.sleep(rng.random() * 0.3)
             victim = rng.choice(await in_thread(lambda: cluster.masters))
+            begun = time.monotonic()
             await in_thread(victim.kill9)
             await in_thread(cluster.wait_ok)  # a replica has taken over
             await in_thread(victim.start)
             await in_thread(cluster.wait_ok)  # and has a replica again
+            longest_s = max(longest_s, time.monotonic() - begun)
             assert not victim.is_master
     assert await lost(cluster, made) == set()
     if retry_s:
-        assert made.slowest_s < 10
+        assert made.slowest_s < longest_s + 10, "callers go on soon after the cluster does"
         assert not made.unknown
         assert not made.refused, "a replica took over in time: nobody had to know"
     else:
@@ -188,7 +193,7 @@ async def lost(cluster: ValkeyCluster, made: Load) -> set[tuple[int, int]]:
 
 async def test_what_transactions_see_stays_serializable(cluster: ValkeyCluster) -> None:
     prefix = fresh_name()
-    url = url_of(cluster, prefix, shards=1, wait_replicas=1)
+    url = url_of(cluster, prefix, shards=1, wait_replicas=1, retry_s=60, timeout_s=60)
     history = History()
     async with Datastore(url) as ds, Datastore(url) as other:
         clients = [
@@ -245,7 +250,7 @@ async def test_what_no_replica_has_is_lost_unless_it_is_waited_for(cluster: Valk
     prefix = fresh_name()
     chosen = Chosen(cluster, prefix)
     acknowledged: list[Key] = []
-    async with Datastore(url_of(cluster, prefix, shards=1, wait_replicas=wait_replicas, timeout_s=0.3)) as ds:
+    async with Datastore(url_of(cluster, prefix, shards=1, wait_replicas=wait_replicas, timeout_s=2)) as ds:
         await ds.put(Entity(Key("Item", 1), {"n": 1}))
 
         async def write() -> None:
@@ -296,11 +301,24 @@ async def test_versions_and_ids_are_not_given_a_second_time(cluster: ValkeyClust
         assert (await ds.allocate_ids(Key("Item"), 1))[0] > max(ids)
 
 
+def promote(node: ValkeyNode) -> None:
+    """Have a replica take over in order."""
+    end = time.monotonic() + 60
+    asked = float("-inf")
+    while not node.is_master:
+        now = time.monotonic()
+        assert now < end
+        if now > asked + 6:  # the node itself gives up after five seconds
+            asked = now
+            with contextlib.suppress(ServerError):  # it is one by now
+                node.command("CLUSTER", "FAILOVER")
+        time.sleep(0.01)
+
+
 async def test_a_planned_failover_is_not_noticed(cluster: ValkeyCluster) -> None:
-    async with load(url_of(cluster, fresh_name())) as made:
+    async with load(url_of(cluster, fresh_name(), retry_s=60)) as made:
         for node in await in_thread(lambda: cluster.replicas):
-            node.command("CLUSTER", "FAILOVER")
-            await until_master(node)
+            await in_thread(lambda node=node: promote(node))  # type: ignore[misc]
         await in_thread(cluster.wait_ok)
     assert not made.unknown | made.refused
     assert await lost(cluster, made) == set()
@@ -322,14 +340,14 @@ async def test_a_master_that_is_held_up_is_replaced(cluster: ValkeyCluster) -> N
 
 
 async def test_a_cluster_that_is_gone_comes_back(cluster: ValkeyCluster) -> None:
-    async with Datastore(url_of(cluster, fresh_name(), retry_s=0.5)) as ds:
+    async with Datastore(url_of(cluster, fresh_name(), retry_s=0.5, shards=100)) as ds:
         await ds.put(Entity(Key("Item", 1), {"n": 1}))
         await in_thread(cluster.stop)
         begun = time.monotonic()
         for call in (lambda: ds.get(Key("Item", 1)), lambda: ds.put(Entity(Key("Item", 2))), ds.query("Item").fetch):
             with pytest.raises(UnavailableError):
                 await call()
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 30, "each of the shards waits for itself"
         await in_thread(cluster.start)
         assert await ds.get(Key("Item", 1)) is not None
 
@@ -366,12 +384,13 @@ async def move(slot: int, source: ValkeyNode, target: ValkeyNode, cluster: Valke
 
 async def test_slots_that_are_moved_while_in_use(cluster: ValkeyCluster) -> None:
     prefix = fresh_name()
-    async with load(url_of(cluster, prefix, shards=4)) as made:
+    async with load(url_of(cluster, prefix, shards=4, retry_s=60)) as made:
         for tag in hash_tags(prefix, 4)[:2]:
             slot = hash_slot(tag.encode())
             source = cluster.master_of(slot)
             target = next(node for node in cluster.masters if node is not source)
             await move(slot, source, target, cluster, 0.1)
+            await in_thread(cluster.wait_ok)  # replicas have heard of it, too
             assert cluster.master_of(slot) is target
             await asyncio.sleep(0.1)
     assert not made.unknown | made.refused
