@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ import pytest
 
 from aiodatastore import Capability, Datastore, Entity, Key
 from aiodatastore.shims import InterfaceMapping
-from aiodatastore.testing.servers import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -117,33 +117,30 @@ def memcached() -> Iterator[int]:
     binary = shutil.which(os.environ.get("AIODATASTORE_TEST_MEMCACHED", "memcached"))
     if binary is None:
         pytest.skip("no memcached on the PATH (Debian: apt-get install memcached)")
-    port = free_port()
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", "64", *user])
-    try:
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-async def answering(client: Any) -> None:
-    deadline = time.monotonic() + 20
-    while True:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)  # it is nobody who writes there
+        told = Path(folder) / "port"  # it takes one that is free, and tells: one that was free may not be any more
+        process = subprocess.Popen(
+            [binary, "-l", "127.0.0.1", "-p", "-1", "-U", "0", "-m", "64", *user],
+            env={**os.environ, "MEMCACHED_PORT_FILENAME": str(told)},
+        )
         try:
-            await client.version()
-        except OSError:
-            assert time.monotonic() < deadline
-            await anyio.sleep(0.02)
-        else:
-            return
+            deadline = time.monotonic() + 60
+            while not told.exists():  # it gets this name when it is written
+                assert process.poll() is None, "memcached did not start"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield int(told.read_text().removeprefix("TCP INET:"))
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
 async def client(memcached: int) -> AsyncIterator[Any]:
     aiomcache = pytest.importorskip("aiomcache")
     client = aiomcache.Client("127.0.0.1", memcached)
-    await answering(client)
     yield client
     await client.close()
 
