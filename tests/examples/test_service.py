@@ -24,12 +24,14 @@ def served(url: str) -> Iterator[str]:
     """The service on a free port, in a thread of its own; the address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app({"DATASTORE_URL": url}), log_level="warning", lifespan="on")
+        config = uvicorn.Config(
+            create_app({"DATASTORE_URL": url}), log_level="warning", lifespan="on", timeout_keep_alive=600
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not server.started:
                 assert thread.is_alive(), "the service did not start"
                 assert time.monotonic() < deadline
@@ -37,7 +39,7 @@ def served(url: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
         assert not thread.is_alive()
 
 
@@ -48,7 +50,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    with served(url) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with served(url) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
@@ -113,7 +115,7 @@ def test_what_is_wrong_has_a_status_and_a_reason(
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[httpx.Client]:
-    with served("memory://") as address, httpx.Client(base_url=address, timeout=30) as client:
+    with served("memory://") as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
@@ -184,7 +186,7 @@ def test_money_is_neither_made_nor_lost_under_load(url: str) -> None:
 
     with served(url) as address:
         statuses = asyncio.run(load(address))
-        with httpx.Client(base_url=address, timeout=30) as client:
+        with httpx.Client(base_url=address, timeout=60) as client:
             accounts = client.get("/kinds/Account").json()["entities"]
             records = client.get("/kinds/Transfer/count", params={"sum": "amount"}).json()
     assert set(statuses) <= {201, 409}
