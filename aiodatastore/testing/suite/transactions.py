@@ -336,7 +336,7 @@ class TransactionTests(StoreTests):
             await ds.put(x(B, 1))
             await anyio.sleep(0.03)
 
-        with anyio.fail_after(10), pytest.raises(TransactionFailedError):
+        with anyio.fail_after(60), pytest.raises(TransactionFailedError):
             await ds.run_in_transaction(body, retries=10_000, timeout=0.2)
         assert await ds.get(B) is None
 
