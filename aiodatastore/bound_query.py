@@ -45,7 +45,7 @@ class QueryPage:
 
     @property
     def cursor(self) -> Cursor:
-        """The place after the last of them; made when it is asked for, which costs as much as a plan."""
+        """The place after the last of them."""
         if self._cursor is None:
             self._cursor = _cursor_at(self._query, self._place)
         return self._cursor
@@ -53,15 +53,15 @@ class QueryPage:
 
 def _cursor_at(query: Query, place: bytes) -> Cursor:
     """The cursor of a position in a query's results; empty: before the first."""
-    from aiodatastore.indexing.normal import normalize
+    from aiodatastore.indexing.normal import key_direction
 
     start = query.start_cursor
     if start is not None and place == start.position:
         return start
     if not place:
         return Cursor(b"", query.shape)
-    normal = normalize(query)
-    return Cursor(place, query.shape, normal.key_descending, normal.mirrored)
+    key_descending, mirrored = key_direction(query)
+    return Cursor(place, query.shape, key_descending, mirrored)
 
 
 class QueryResults(AsyncIterator[Any]):

@@ -61,6 +61,13 @@ class DirectSpan:
         space, lo, hi = self.span
         return Span(space, lo, row) if self.backward else Span(space, row + b"\x00", hi)
 
+    def after(self, position: bytes) -> Span:
+        """The rows whose results come after a position."""
+        # The keys of rows that are read backward descend, so all of such a position is inverted.
+        row = self.span.lo[: self.cut] + (invert(position) if self.backward else position)[:-1]
+        space, lo, hi = self.span
+        return Span(space, lo, min(hi, row)) if self.backward else Span(space, max(lo, row + b"\x00"), hi)
+
     def position(self, row: bytes, tail: int) -> bytes:
         """Where the result of a row stands."""
         if not self.backward and not self.key_descending:
@@ -170,7 +177,7 @@ def direct_span(query: NormalQuery, plans: Sequence[BranchPlan]) -> DirectSpan |
 
 
 def _direct(query: NormalQuery, plan: BranchPlan) -> DirectSpan | None:
-    if query.distinct or query.projection or query.trailing:
+    if query.distinct or query.projection or query.trailing or query.mirrored:
         return None
     access, branch = plan.ordered, plan.branch
     if plan.filtered is not None or not access.exact or len(access.spans) != 1:

@@ -43,6 +43,7 @@ __all__ = [
     "OrderBy",
     "Prepared",
     "Range",
+    "key_direction",
     "normalize",
     "prepare",
     "query_name",
@@ -450,9 +451,9 @@ _NAMED = frozenset((type(None), bool, int, str, bytes, Key))
 def query_name(query: Query) -> Hashable | None:
     """What normal forms and plans are remembered by: equal only for queries that have them alike. None: not at all.
 
-    Limit and offset do not count.
+    Limit, offset and the places of cursors do not count.
     """
-    if query.subqueries or query.start_cursor is not None or query.end_cursor is not None:
+    if query.subqueries:
         return None
     filters: list[Any] = []
     for node in query.filters:
@@ -476,6 +477,7 @@ def query_name(query: Query) -> Hashable | None:
         query.only_keys,
         query.projection,
         query.distinct_names,
+        key_direction(query),
         *[(order.name, order.descending) for order in query.orders],
         *filters,
     )
@@ -497,11 +499,10 @@ def normalize(query: Query) -> NormalQuery:
     key_only = len(expanded) == 1 and any(name == KEY and op is Op.EQ for name, op, _ in expanded[0][1])
     orders: dict[str, bool] = {}
     trailing: dict[str, bool] = {}
-    key_descending = False
+    key_descending, mirrored = key_direction(query)
     implied = orders
     for order in query.orders:
         if order.name == KEY:
-            key_descending = order.descending
             implied = orders if key_only else trailing
             break
         if not key_only and not _is_constant(order.name, branches):
@@ -517,8 +518,6 @@ def normalize(query: Query) -> NormalQuery:
         for name in (*ranged, *sorted(query.distinct_names), *sorted(query.projection)):
             if name not in orders:
                 implied.setdefault(name, False)
-    cursors = [cursor for cursor in (query.start_cursor, query.end_cursor) if cursor is not None and cursor.position]
-    mirrored = any((cursor.inverted != key_descending) != cursor.mirrored for cursor in cursors)
     # What is implied and can't be spelled out (because nothing counts after the key) is not flipped by reversing.
     effective = tuple(OrderBy(name, mirrored if key_only else descending) for name, descending in orders.items())
     after_key = tuple(OrderBy(name, mirrored) for name in trailing)
@@ -533,6 +532,15 @@ def normalize(query: Query) -> NormalQuery:
     return NormalQuery(
         query, live, effective, after_key, key_descending, distinct, merged=len(expanded) > 1, mirrored=mirrored
     )
+
+
+def key_direction(query: Query) -> tuple[bool, bool]:
+    """Whether keys descend, and whether a query is ``mirrored``, see :class:`NormalQuery`."""
+    descending = next((order.descending for order in query.orders if order.name == KEY), False)
+    for cursor in (query.start_cursor, query.end_cursor):
+        if cursor is not None and cursor.position and (cursor.inverted != descending) != cursor.mirrored:
+            return descending, True
+    return descending, False
 
 
 def _is_constant(name: str, branches: list[Branch]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiodatastore.indexing.direct import DirectSpan
 from aiodatastore.indexing.encoding import encode_key, encode_partition, encode_value, invert
-from aiodatastore.indexing.normal import KEY, SIMPLE_OPERATORS, Range
+from aiodatastore.indexing.normal import KEY, SIMPLE_OPERATORS, Range, key_direction
 from aiodatastore.indexing.planner import BranchPlan, stored_bounds
 from aiodatastore.query import Op, PropertyFilter, Query
 from aiodatastore.rowstore import Space, Span
@@ -22,13 +22,14 @@ __all__ = ["SpanTemplate", "query_shape", "span_template"]
 
 
 def query_shape(query: Query) -> tuple[Hashable, list[Any]] | None:
-    """What queries that differ in the values of filters, the ancestor, limit and offset have in common, and the values.
+    """What queries have in common that differ in filtered values, ancestor, limit, offset and cursors; and the values.
 
     None for a query whose plan depends on its values.
     """
     if query.subqueries or query.projection or query.distinct_names:
         return None
-    if query.start_cursor is not None or query.end_cursor is not None:
+    _, mirrored = key_direction(query)
+    if mirrored:
         return None
     conditions: list[Any] = []
     values: list[Any] = []

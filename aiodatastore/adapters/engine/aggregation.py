@@ -92,7 +92,7 @@ def _run(engine: Engine, query: Query, planned: Planned, reader: Reader) -> Quer
         planned.plans,
         reader,
         engine.serializer,
-        engine.bounds(query, planned),
+        engine.bounds(query),
         sort_budget=engine.sort_budget,
         page_size=None,
         needed=lambda: engine.needed(query),

@@ -19,7 +19,7 @@ from aiodatastore.indexing.definitions import IndexDefinition
 from aiodatastore.indexing.direct import DirectSpan, direct_span, direct_spans
 from aiodatastore.indexing.encoding import decode_key, invert
 from aiodatastore.indexing.execution import Bounds
-from aiodatastore.indexing.normal import NormalQuery, Prepared, normalize, query_name
+from aiodatastore.indexing.normal import NormalQuery, Prepared, key_direction, normalize, query_name
 from aiodatastore.indexing.planner import BranchPlan, plan_branch
 from aiodatastore.indexing.rows import SYSTEM, CompositeIndex, entity_rows, indexed_values, stored_rows
 from aiodatastore.indexing.suggest import need_index
@@ -163,7 +163,7 @@ class Engine:
                 self._templates[shape] = made
         return planned
 
-    def bounds(self, query: Query, planned: Planned) -> Bounds:
+    def bounds(self, query: Query) -> Bounds:
         """Where a query starts and ends.
 
         :raises BadCursorError: if a cursor belongs to another query
@@ -171,6 +171,7 @@ class Engine:
         bounds = Bounds(skip=query.skip, limit=query.max_results)
         if query.start_cursor is None and query.end_cursor is None:
             return bounds
+        key_descending, _ = key_direction(query)
         for name, cursor in (("start", query.start_cursor), ("end", query.end_cursor)):
             if cursor is None:
                 continue
@@ -180,7 +181,7 @@ class Engine:
                     f"the {name} cursor was made by another query: use it with the same kind, ancestor, filters, "
                     "orders and projection (or their reverse)"
                 )
-            turned = bool(position) and cursor.inverted != planned.normal.key_descending
+            turned = bool(position) and cursor.inverted != key_descending
             if turned:
                 position = invert(position)
             if name == "start":

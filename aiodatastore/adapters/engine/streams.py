@@ -39,7 +39,7 @@ class EngineStream(ResultStream, GivesRows):
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
         self._to_check = engine.require_indexes
-        self._bounds = bounds = engine.bounds(query, planned)
+        self._bounds = bounds = engine.bounds(query)
         self._made_reader: Reader | None = None
         self._missing: NeedIndexError | None = None
         self._done = direct is None and not planned.plans
@@ -47,14 +47,16 @@ class EngineStream(ResultStream, GivesRows):
         self._scanned: Step | None = None
         self._defers = False
         self._next_size = FIRST_PAGE
-        if self._metadata or bounds.start or bounds.end is not None or bounds.skip or bounds.limit == 0:
+        if self._metadata or bounds.inclusive or bounds.end is not None or bounds.skip or bounds.limit == 0:
             direct = union = None
         self._direct = direct
-        self._union = None if union is None else SpanUnion(union)
-        self._given: bytes | None = None
+        self._rest: Span | None = None  # what has yet to be read of the span
+        if direct is not None:
+            self._rest = direct.after(bounds.start) if bounds.start else direct.span
+        self._union = None if union is None or bounds.start else SpanUnion(union)
         self._scans = self._rows_given = 0
         self._run: QueryRun | None = None
-        if direct is None and union is None:
+        if self._direct is None and self._union is None:
             self._start()
 
     def defer(self) -> bool:
@@ -78,20 +80,19 @@ class EngineStream(ResultStream, GivesRows):
             return None
         if not engine.refresh_now() or engine.catalog.version != self._planned_with or engine.retired != self._retired:
             return None
-        bounds, given = self._bounds, self._given
+        bounds, span = self._bounds, self._rest
         want = limit if bounds.limit is None else min(limit, bounds.limit)
         if direct is None:
             assert union is not None
             return self._union_now(union, want)
-        span = direct.span if given is None else direct.beyond(given)
         rows: list[Row] = []
-        if span.lo < span.hi:
+        if span is not None and span.lo < span.hi:
             found = self._scan_now(direct, span, want)
             if found is None or not direct.plain(found) or engine.stale:
                 return None
             rows = found
         if rows:
-            self._given = rows[-1][0]
+            self._rest = direct.beyond(rows[-1][0])
         return self._at_hand(direct.positions(rows), rows, more=len(rows) == want, read=len(rows), scans=1)
 
     def _union_now(self, union: SpanUnion, want: int) -> RowPage | None:
@@ -179,8 +180,8 @@ class EngineStream(ResultStream, GivesRows):
 
     async def _read_page(self) -> Page:
         direct, self._direct, self._union = self._direct, None, None
-        if direct is not None and self._given is None:
-            page = await self._read_directly(direct)
+        if direct is not None and self._rest is not None and self._rest.lo < self._rest.hi:
+            page = await self._read_directly(direct, self._rest)
             if page is not None:
                 return page
         run = self._run or self._start()
@@ -193,13 +194,13 @@ class EngineStream(ResultStream, GivesRows):
             return self._page(unread, positions, skipped)
         return self._page(run.results(items), positions, skipped)
 
-    async def _read_directly(self, direct: DirectSpan) -> Page | None:
-        """The first page, by one scan; None if some row of it is not a result as it stands."""
+    async def _read_directly(self, direct: DirectSpan, span: Span) -> Page | None:
+        """The first page of a part of the span, by one scan; None if some row of it is not a result as it stands."""
         bounds, options = self._bounds, self._options
         want = page_limit(options.page_size, options.page_size or FIRST_PAGE, bounds.limit)
         step = self._scanned = Step("scan")
         rows = await self._reader.scan(
-            step, Space.INDEX, direct.span.lo, direct.span.hi, want, reverse=direct.backward, join=not direct.keys_only
+            step, Space.INDEX, span.lo, span.hi, want, reverse=direct.backward, join=not direct.keys_only
         )
         if not direct.plain(rows):
             self._reader.forget()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from aiodatastore.adapters.base import Page, RunOptions
 from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.engine.core import Planned
 from aiodatastore.adapters.memory import MemoryRowStore
+from aiodatastore.bound_query import BoundQuery
+from aiodatastore.cursor import Cursor
 from aiodatastore.datastore import Datastore
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
+from aiodatastore.indexing.normal import key_direction
 from aiodatastore.serializers import JSONSerializer, MsgpackSerializer
 from aiodatastore.serializers.packed import load_all
 
@@ -95,6 +99,48 @@ async def test_first_pages_are_what_the_stages_give(ds: Datastore, name: str, mo
             expected, expected_explained = await _pages(adapter, query, options)
         assert pages == expected
         assert str(explained) == str(expected_explained)
+
+
+@pytest.mark.parametrize("name", [*DIRECT, *BY_STAGES])
+async def test_pages_after_cursors_are_what_the_stages_give(
+    ds: Datastore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = ds.adapter
+    assert isinstance(adapter, EngineAdapter)
+    whole = {**DIRECT, **BY_STAGES}[name]
+    [page], _ = await _pages(adapter, whole, RunOptions(page_size=1000, positions=True))
+    places = page.positions or []
+    reverse = whole.reversed()
+    for place in [*places[:3], *places[40:43], *places[-3:]]:
+        key_descending, mirrored = key_direction(whole)
+        cursor = Cursor(place, whole.shape, key_descending, mirrored)
+        for query in (whole.start(cursor), whole.start(cursor).limit(5), reverse.start(cursor), reverse.end(cursor)):
+            options = RunOptions(page_size=30, positions=True)
+            pages, explained = await _pages(adapter, query, options)
+            with monkeypatch.context() as patch:
+                _without_direct(adapter, patch)
+                expected, expected_explained = await _pages(adapter, query, options)
+            assert pages == expected
+            assert str(explained) == str(expected_explained)
+
+
+@pytest.mark.parametrize("way", ["direct", "by stages"])
+async def test_a_cursor_may_lie_outside_of_the_span(ds: Datastore, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that was made by hand does; it must not lead to rows that are no results."""
+    if way == "by stages":
+        assert isinstance(ds.adapter, EngineAdapter)
+        _without_direct(ds.adapter, monkeypatch)
+
+    def sizes(number: int, above: int) -> BoundQuery:
+        return ds.query("Thing").filter("group", "=", number).filter("size", "<", above).order("-size", "-__key__")
+
+    for of in (20, 50, 99):
+        cursor = replace((await sizes(1, of).page(3)).cursor, shape=sizes(2, 60).query.shape)
+        every = await sizes(2, 60).fetch()
+        first = (await sizes(1, of).fetch(3))[-1]
+        place = first["size"], first.key
+        later = [entity for entity in every if (entity["size"], entity.key) < place]
+        assert (await sizes(2, 60).page(1000, cursor)).entities == later
 
 
 async def test_entities_with_several_rows_are_left_to_the_stages(ds: Datastore) -> None:
