@@ -158,7 +158,7 @@ def _run_shell(block: Block, folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, f"line {block.line}: {done.stderr}{done.stdout[-3000:]}"

@@ -32,7 +32,7 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.language in ("python", "shell") for b in blocks(page))], ids=name
 )
