@@ -71,8 +71,9 @@ def test_making_a_datastore_loads_no_driver_of_another_store() -> None:
 
 
 def test_importing_takes_less_than_a_tenth_of_a_second() -> None:
+    """Of the processor: how long a busy machine keeps it waiting is another matter."""
     code = (
-        "import time; start = time.perf_counter(); import aiodatastore; took = time.perf_counter() - start;print(took)"
+        "import time; start = time.process_time(); import aiodatastore; took = time.process_time() - start;print(took)"
     )
     assert min(float(_python(code)) for _ in range(5)) < 0.1
 
