@@ -104,7 +104,8 @@ _LIMITS = """\
   gains more, and a lone call is nearer to the driver's.
 - A server with processors of its own: here what the client saves, the server can use, and the other way round.
 - Large entities and cold caches: entities here have three to ten properties, and the data fits into memory. Queries
-  of the same values come again, so that their plans are remembered; "from a random price" shows those that don't.
+  of the same values come again, so that their plans are remembered; "from a random price" shows others, of which only
+  the shape is.
 - Equal work: the peers' SQL does less than ours. Its rows have no versions, values are not checked, and its indexes
   were chosen for these queries, while every property has one here.
 - Lone writes at their best: one task that puts one entity after the other waits for the disk each time, and writes an
