@@ -27,58 +27,75 @@ from aiodatastore.shims.tiered import Tiered
 from aiodatastore.testing import staleness
 from aiodatastore.testing.history import verify_workload
 from aiodatastore.testing.staleness import Made, Seen, Timeline, check_staleness, run_processes, run_reads
-from tests.engines import ENGINES, Bound, Place
+from tests.engines import ENGINES, Bound
 
 BOUND_S = 0.3
 SHARED = [ENGINES[name] for name in ("sqlite", "postgres", "redis") if name in ENGINES]
 WAYS = [(engine, way) for engine in SHARED for way in ("time", "push") if engine.server or way == "time"]
 
 
+def look(
+    engine: Bound,
+    *,
+    bound_s: float,
+    real_time: bool,
+    reads: int,
+    writes: int = 0,
+    beside: str | None = None,
+    **settings: Any,
+) -> None:
+    """Let processes run for a second, and check what they saw; for longer, on a new store, until it was enough.
+
+    ``beside``: the setting of ``run_processes`` that names another store, in a file.
+    """
+    for seconds in (1.0, 4.0, 16.0):
+        with engine.place() as place, tempfile.TemporaryDirectory() as folder:
+            url = f"sqlite:///{Path(folder) / 'beside.db'}?synchronous=OFF"
+            if beside is not None:
+                settings[beside] = [url] if beside == "tiers" else url
+            timeline, history = run_processes(place.url, processes=3, seconds=seconds, **settings)
+        assert check_staleness(timeline, bound_s) == []
+        assert verify_workload(history, real_time=real_time) == []
+        if len(timeline.reads) > reads and len(timeline.writes) > writes:
+            return
+    pytest.fail("too little was read or written, however long it took")
+
+
 @pytest.mark.parametrize(("engine", "way"), WAYS, indirect=["engine"], ids=[f"{engine}-{way}" for engine, way in WAYS])
-def test_several_processes(engine: Bound, way: str, place: Place) -> None:
-    timeline, history = run_processes(
-        place.url, processes=3, seconds=1.0, staleness_s=BOUND_S, invalidation=way, transactions=8
+def test_several_processes(engine: Bound, way: str) -> None:
+    look(
+        engine,
+        bound_s=BOUND_S,
+        real_time=False,
+        reads=100,
+        writes=10,
+        staleness_s=BOUND_S,
+        invalidation=way,
+        transactions=8,
     )
-    assert len(timeline.reads) > 100
-    assert len(timeline.writes) > 10
-    assert check_staleness(timeline, BOUND_S) == []
-    assert verify_workload(history, real_time=False) == []
 
 
 @pytest.mark.skipif("sqlite" not in ENGINES, reason="needs SQLite")
 @pytest.mark.parametrize("engine", [ENGINES.get("sqlite")], indirect=True, ids=str)
-def test_with_a_shared_cache(engine: Bound, place: Place) -> None:
+def test_with_a_shared_cache(engine: Bound) -> None:
     """Of three entities each process forgets all but two, so that the cache is asked."""
-    with tempfile.TemporaryDirectory() as folder:
-        timeline, history = run_processes(
-            place.url,
-            processes=3,
-            seconds=1.0,
-            staleness_s=BOUND_S,
-            cache=f"sqlite:///{Path(folder) / 'cache.db'}?synchronous=OFF",
-            max_entities=2,
-            transactions=5,
-        )
-    assert len(timeline.reads) > 50
-    assert check_staleness(timeline, BOUND_S) == []
-    assert verify_workload(history, real_time=False) == []
+    look(
+        engine,
+        bound_s=BOUND_S,
+        real_time=False,
+        reads=50,
+        beside="cache",
+        staleness_s=BOUND_S,
+        max_entities=2,
+        transactions=5,
+    )
 
 
 @pytest.mark.skipif("sqlite" not in ENGINES, reason="needs SQLite")
 @pytest.mark.parametrize("engine", [ENGINES.get("sqlite")], indirect=True, ids=str)
-def test_tiers(engine: Bound, place: Place) -> None:
+def test_tiers(engine: Bound) -> None:
     """All who write through the same tiers see each other's commits at once."""
-    with tempfile.TemporaryDirectory() as folder:
-        timeline, history = run_processes(
-            place.url,
-            processes=3,
-            seconds=1.0,
-            tiers=[f"sqlite:///{Path(folder) / 'fast.db'}?synchronous=OFF"],
-            transactions=5,
-        )
-    assert len(timeline.reads) > 50
-    assert check_staleness(timeline, 0.0) == []
-    assert verify_workload(history) == []
+    look(engine, bound_s=0.0, real_time=True, reads=50, beside="tiers", transactions=5)
 
 
 # -------------------------------------------------------------------------------- wrong caches are caught
