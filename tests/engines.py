@@ -139,7 +139,7 @@ class SQLiteDoor(SideDoor):
         self.path = path
 
     def _run(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.path)) as connection, connection:
+        with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
             return connection.execute(statement, parameters).fetchall()
 
     def entity_keys(self) -> list[bytes]:
@@ -156,16 +156,21 @@ class SQLiteDoor(SideDoor):
         self._run("UPDATE entities SET payload = ? WHERE key = ?", b"garbage", key)
 
 
+def sqlite_url(path: Path) -> str:
+    """With patience: SQLite's lock goes to whoever looks in the right moment, and several processes want it."""
+    return f"sqlite:///{path}?busy_timeout_s=60"
+
+
 @contextmanager
 def sqlite_place(folder: Path, session: None) -> Iterator[Place]:
     path = folder / "store.db"
-    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="OFF", cache_mb=4)
+    yield Place(sqlite_url(path), SQLiteDoor(path), synchronous="OFF", cache_mb=4)
 
 
 @contextmanager
 def sqlite_threads_place(folder: Path, session: None) -> Iterator[Place]:
     path = folder / "store.db"
-    yield Place(f"sqlite:///{path}", SQLiteDoor(path), synchronous="OFF", cache_mb=4, inline_reads=False)
+    yield Place(sqlite_url(path), SQLiteDoor(path), synchronous="OFF", cache_mb=4, inline_reads=False)
 
 
 # ---------------------------------------------------------------------------------------------------- files
