@@ -424,9 +424,15 @@ async def test_an_entity_deleted_under_its_automatic_id_was_never_there() -> Non
         assert [len(commit.writes) for (commit,) in adapter.commits] == [1]
 
 
-async def test_contended_transactions_all_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PATIENCE_S", "HOT_S"):  # a machine that stalls makes nobody give up a line
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls makes nobody give up a line."""
+    for name in ("PATIENCE_S", "HOT_S"):
         monkeypatch.setattr(f"aiodatastore.contention.{name}", 3600.0)
+
+
+@pytest.mark.usefixtures("patience")
+async def test_contended_transactions_all_succeed() -> None:
     ds, adapter = store()
     async with ds:
         await ds.put(entity(A, 0))
@@ -1139,6 +1145,7 @@ async def test_an_ended_transaction_holds_nothing() -> None:
 # ----------------------------------------------------------------------------------------------- lines
 
 
+@pytest.mark.usefixtures("patience")
 async def test_lines_are_first_come_first_served_and_survive_cancellation() -> None:
     contention = Contention()
     order: list[int] = []
@@ -1171,6 +1178,7 @@ async def test_lines_are_first_come_first_served_and_survive_cancellation() -> N
     assert contention.idle()
 
 
+@pytest.mark.usefixtures("patience")
 async def test_a_task_that_gets_its_turn_too_late_leaves_the_line() -> None:
     ds, _ = store()
     async with ds:
