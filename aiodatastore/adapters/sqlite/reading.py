@@ -73,7 +73,7 @@ def rows_of(
     rows: list[Row] = []
     while len(rows) < limit:
         wanted = min(limit - len(rows), PACK_ROWS)
-        part = _fetch(connection, query, (lo, hi, wanted), threaded)
+        part = _fetch(connection, query, (bytearray(lo), bytearray(hi), wanted), threaded)
         rows += part
         if len(part) < wanted:
             break

@@ -248,7 +248,8 @@ class SQLiteRowStore(RowStore):
         if limit > INLINE_ROWS:
             return None
         space, lo, hi = span
-        return self._at_once(SCANS[space, with_entities, reverse], (lo, hi, limit))
+        # As bytearrays they are bound at once, see the statements.
+        return self._at_once(SCANS[space, with_entities, reverse], (bytearray(lo), bytearray(hi), limit))
 
     async def count(self, span: Span) -> SpanCount:
         # How much there is to count is not known before: count a little inline, and all of it elsewhere.
