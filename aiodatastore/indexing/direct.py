@@ -3,15 +3,16 @@
 The stages of :mod:`aiodatastore.indexing.execution` serve every plan, and take as long as a scan of a server
 where there is nothing for them to do. A :class:`DirectSpan` is known for the plans where there is nothing: their first
 page is one scan, and its rows are the results; a collection merges the rows of several (:class:`GivesRows`). Pages
-after it, and whatever is met that is not plain (an entity with
-several rows, one that the scan did not join), are the stages' work; both give the same results and positions.
+after it, and whatever is met that is not plain (an entity with several rows, one that the scan did not join), are the
+stages' work; both give the same results and positions.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,19 @@ if TYPE_CHECKING:
     from aiodatastore.adapters.base import ReadPolicy
     from aiodatastore.query import Query
 
-__all__ = ["DirectSpan", "GivesCounts", "GivesRows", "RowPage", "ScanNow", "SpanUnion", "direct_span", "direct_spans"]
+__all__ = [
+    "DirectSpan",
+    "GivesCounts",
+    "GivesRows",
+    "MergedRows",
+    "ScanNow",
+    "SpanRows",
+    "direct_span",
+    "direct_spans",
+    "merged_rows",
+]
 
-_position, _tail, _payload = itemgetter(0), itemgetter(1), itemgetter(3)
+_row, _tail, _payload = itemgetter(0), itemgetter(1), itemgetter(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +90,16 @@ class DirectSpan:
 
 ScanNow = Callable[["DirectSpan", Span, int], list[Row] | None]
 """Tells the first so many rows of a part of a span, if they are at hand."""
-RowPage = tuple[list[bytes], list[Row], bool]
-"""The positions of results, their rows, and whether more may follow. A plain tuple: a page is merged of several."""
 
 
 class GivesRows:
-    """A stream that may tell which rows are its results, for who merges several and needs some of them only."""
+    """An adapter that may have the rows of queries at hand, for who merges those of several."""
 
-    def rows_now(self, limit: int) -> RowPage | None:
-        """The next results, at most ``limit``, as they are stored; None if they can't be had so, or not at once.
+    def spans_now(self, query: Query, read_policy: ReadPolicy) -> list[SpanRows] | None:
+        """The spans whose rows are a query's results, its limit and offset aside; None if there is more to it, or rows
+        can't be had at once.
 
-        Entities are payloads of :class:`~aiodatastore.serializers.MsgpackSerializer`. To be called before the first
-        page; the pages then go on after what was given.
+        Entities are payloads of :class:`~aiodatastore.serializers.MsgpackSerializer`.
         """
         raise NotImplementedError
 
@@ -104,64 +113,128 @@ class GivesCounts:
         raise NotImplementedError
 
 
-class SpanUnion:
-    """The rows of several spans merged by position, each position once.
+class SpanRows:
+    """The rows of ``span``, all of ``direct`` or its end, some after others.
+
+    ``rows`` and ``scans`` are how many were read, and how often.
+    """
+
+    __slots__ = ("_scan", "_span", "direct", "last", "more", "rows", "scans")
+
+    def __init__(self, direct: DirectSpan, span: Span, scan: ScanNow) -> None:
+        self.direct = direct
+        self._span = span
+        self._scan = scan
+        self.last: Row | None = None
+        """The last row that was read; None before the first."""
+        self.more = True
+        self.rows = self.scans = 0
+
+    def read(self, limit: int) -> list[Row] | None:
+        """The next rows, at most ``limit``; None if they can't be had at once, or not all are results as they stand."""
+        direct = self.direct
+        span = self._span if self.last is None else direct.beyond(self.last[0])
+        rows = self._scan(direct, span, limit) if span.lo < span.hi else []
+        if rows is None or not direct.plain(rows):
+            return None
+        self.rows += len(rows)
+        self.scans += 1
+        self.more = len(rows) == limit
+        if rows:
+            self.last = rows[-1]
+        return rows
+
+
+class MergedRows(ABC):
+    """The rows of several spans in the order of their positions."""
+
+    @abstractmethod
+    def next_rows(self, limit: int, *, each: bool) -> tuple[list[Row], list[bytes], bool] | None:
+        """The rows of the next results, at most ``limit``; their positions (of ``each``, or of the last at least); and
+        whether more may follow. None if they can't be had at once, or some are not results as they stand.
+        """
+
+
+def merged_rows(spans: Sequence[SpanRows]) -> MergedRows:
+    """The rows of several spans, which are the same one of several stores, or not."""
+    direct = spans[0].direct
+    return _OneSpan(spans) if all([span.direct is direct for span in spans]) else _Union(spans)
+
+
+def _share(limit: int, spans: int) -> int:
+    """How many rows to read of each span, so that a second time is seldom needed: it costs what ten more rows do."""
+    share = limit / spans
+    return min(limit, int(share + 1.5 * share**0.5 + 1))
+
+
+class _OneSpan(MergedRows):
+    """Those of one span of several stores: in the order of their positions as they are, and none of them twice."""
+
+    __slots__ = ("_found", "_given", "_spans")
+
+    def __init__(self, spans: Sequence[SpanRows]) -> None:
+        self._spans = spans
+        self._found: list[Row] = []
+        self._given: Row | None = None
+
+    def next_rows(self, limit: int, *, each: bool) -> tuple[list[Row], list[bytes], bool] | None:
+        spans, found = self._spans, self._found
+        direct = spans[0].direct
+        size = _share(limit, len(spans))
+        for span in spans:
+            if span.more and span.last is self._given:
+                rows = span.read(size)
+                if rows is None:
+                    return None
+                found += rows
+        found.sort(key=_row, reverse=direct.backward)
+        # What comes after the last row that was read of a span may be preceded by what has yet to be read of it.
+        lasts = [span.last for span in spans if span.more and span.last is not None]
+        if lasts:
+            safe = max(lasts, key=_row) if direct.backward else min(lasts, key=_row)
+            limit = min(limit, found.index(safe) + 1)
+        given = found[:limit]
+        del found[:limit]
+        if given:
+            self._given = given[-1]
+        return given, direct.positions(given if each else given[-1:]), bool(found or lasts)
+
+
+class _Union(MergedRows):
+    """Those of different spans, each position once.
 
     An entity of whose rows one is met alone, in each of the spans where it is met, stands at the same position in all.
     """
 
-    __slots__ = ("_spans",)
+    __slots__ = ("_found", "_given", "_lasts", "_spans")
 
-    def __init__(self, spans: Sequence[DirectSpan]) -> None:
-        self._spans = [_Rest(direct, direct.span) for direct in spans]
+    def __init__(self, spans: Sequence[SpanRows]) -> None:
+        self._spans = spans
+        self._found: dict[bytes, Row] = {}
+        self._lasts = [b""] * len(spans)
+        self._given = b""
 
-    def next_rows(self, scan: ScanNow, limit: int) -> tuple[RowPage, int, int] | None:
-        """The next rows, at most ``limit``; how many were read for them, and by how many scans.
-
-        None if they can't be had at once, or some are not results as they stand: there are no next ones then.
-        """
-        spans = self._spans
-        share = limit / len(spans)
-        size = min(limit, int(share + 1.5 * share**0.5 + 1))
-        read = scans = 0
-        for each in spans:
-            if each.items or each.ended:
-                continue
-            direct, span = each.direct, each.span
-            rows = [] if span.lo >= span.hi else scan(direct, span, size)
-            if rows is None or not direct.plain(rows):
-                return None
-            scans += 1
-            read += len(rows)
-            each.ended = len(rows) < size
-            if rows:
-                each.span = direct.beyond(rows[-1][0])
-                each.items = list(zip(direct.positions(rows), rows, strict=True))
-        found: dict[bytes, Row] = {}
-        for each in spans:
-            found.update(each.items)
-        # What comes after the last row that was read of a span may be preceded by what has yet to be read of it.
-        safe = min([each.items[-1][0] for each in spans if not each.ended], default=None)
-        positions = sorted(found)
+    def next_rows(self, limit: int, *, each: bool) -> tuple[list[Row], list[bytes], bool] | None:
+        spans, found, lasts = self._spans, self._found, self._lasts
+        size = _share(limit, len(spans))
+        for place, span in enumerate(spans):
+            if span.more and lasts[place] == self._given:
+                rows = span.read(size)
+                if rows is None:
+                    return None
+                positions = span.direct.positions(rows)
+                found.update(zip(positions, rows, strict=True))
+                if positions:
+                    lasts[place] = positions[-1]
+        # As above.
+        safe = min([last for span, last in zip(spans, lasts, strict=True) if span.more], default=None)
+        given = sorted(found)
         if safe is not None:
-            positions = positions[: bisect_right(positions, safe)]
-        positions = positions[:limit]
-        if positions:
-            last = positions[-1]
-            for each in spans:
-                each.items = each.items[bisect_right(each.items, last, key=_position) :]
-        more = any([each.items or not each.ended for each in spans])
-        return (positions, [found[position] for position in positions], more), read, scans
-
-
-@dataclass(slots=True)
-class _Rest:
-    """What of a span was not given yet: what was read, and what has yet to be."""
-
-    direct: DirectSpan
-    span: Span
-    items: list[tuple[bytes, Row]] = field(default_factory=list)
-    ended: bool = False
+            limit = min(limit, bisect_right(given, safe))
+        given = given[:limit]
+        if given:
+            self._given = given[-1]
+        return [found.pop(position) for position in given], given, bool(found or safe is not None)
 
 
 def direct_spans(query: NormalQuery, plans: Sequence[BranchPlan]) -> list[DirectSpan] | None:

@@ -170,6 +170,38 @@ async def test_rows_at_hand_give_what_one_store_gives(
 
 
 @anyio_test
+@pytest.mark.parametrize("name", ["descending", "from a price", "keys", "keys, backwards", "nothing"])
+async def test_rows_at_hand_begin_after_a_cursor(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded = Sharded(
+        [EngineAdapter(SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True)) for number in range(4)]
+    )
+    streams = 0
+    make = EngineStream.__init__
+
+    def counted(*arguments: Any) -> None:
+        nonlocal streams
+        streams += 1
+        make(*arguments)
+
+    monkeypatch.setattr("aiodatastore.adapters.engine.core.CATALOG_MAX_AGE_S", 3600)
+    async with Datastore(sharded) as ds:
+        await ds.create_index(INDEX)
+        await ds.put(items())
+        whole = await pages_of(sharded, QUERIES[name].limit(60), 60)
+        query = BoundQuery(ds, QUERIES[name])
+        found: list[Any] = []
+        cursor = None
+        with monkeypatch.context() as patch:
+            patch.setattr(EngineStream, "__init__", counted)
+            for _ in range(12):
+                page = await query.page(5, cursor)
+                found += page.entities
+                cursor = page.cursor
+        assert [each if isinstance(each, Key) else each.key for each in found] == [key for key, _ in whole[0][0]]
+        assert streams == 0
+
+
+@anyio_test
 async def test_pages_go_on_after_rows_that_were_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = [SQLiteRowStore(tmp_path / f"{number}.db", inline_reads=True) for number in range(2)]
     sharded = Sharded([EngineAdapter(store) for store in stores])
@@ -299,7 +331,8 @@ def _items(prices: st.SearchStrategy[Any]) -> st.SearchStrategy[list[dict[str, A
 
 _entities = _items(_numbers) | _items(_numbers) | _items(_several)
 _chosen = st.lists(_numbers, min_size=1, max_size=3, unique=True)
-_unions = st.one_of(
+_conditions = st.one_of(
+    st.builds(PropertyFilter, st.sampled_from(["group", "tags", "price"]), st.sampled_from(["=", ">="]), _numbers),
     st.builds(PropertyFilter, st.sampled_from(["group", "tags"]), st.just("in"), _chosen),
     st.builds(
         Or,
@@ -318,11 +351,13 @@ _orders = st.sampled_from([(), ("price",), ("-price",), ("-__key__",), ("-price"
 @settings(settings.get_profile(PROFILE))
 @given(
     _entities,
-    st.lists(st.tuples(_unions, _orders, st.booleans(), st.none() | st.integers(1, 30), st.integers(0, 3)), max_size=8),
+    st.lists(
+        st.tuples(_conditions, _orders, st.booleans(), st.none() | st.integers(1, 30), st.integers(0, 3)), max_size=8
+    ),
     st.sampled_from([None, 1, 3, 8]),
     st.sampled_from([0, 1, 5, 1000]),
 )
-def test_unions_at_hand_give_what_one_store_gives(
+def test_rows_at_hand_give_what_one_store_gives_as_long_as_they_are(
     entities: list[dict[str, Any]],
     queries: list[tuple[Any, tuple[str, ...], bool, int | None, int]],
     page_size: int | None,

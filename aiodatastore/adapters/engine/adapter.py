@@ -30,7 +30,7 @@ from aiodatastore.adapters.engine.aggregation import aggregate, count_now
 from aiodatastore.adapters.engine.building import IndexBuilder
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.adapters.engine.header import FORMAT_KEY, Header
-from aiodatastore.adapters.engine.streams import EngineStream
+from aiodatastore.adapters.engine.streams import EngineStream, spans_now
 from aiodatastore.adapters.engine.verification import check_store, store_stats
 from aiodatastore.entity import Entity
 from aiodatastore.errors import (
@@ -40,7 +40,7 @@ from aiodatastore.errors import (
 )
 from aiodatastore.indexing.catalog import CATALOG_KEY, Catalog
 from aiodatastore.indexing.definitions import IndexDefinition, IndexInfo
-from aiodatastore.indexing.direct import GivesCounts
+from aiodatastore.indexing.direct import GivesCounts, GivesRows, SpanRows
 from aiodatastore.indexing.encoding import (
     decode_key,
     encode_key,
@@ -80,7 +80,7 @@ _SLICE = 128
 _DEFAULT = RunOptions()
 
 
-class EngineAdapter(Engine, Adapter, GivesCounts):
+class EngineAdapter(Engine, Adapter, GivesRows, GivesCounts):
     """Keeps entities in a row store.
 
     ``require_indexes``: queries that need a composite index raise ``NeedIndexError`` instead of being served
@@ -200,6 +200,10 @@ class EngineAdapter(Engine, Adapter, GivesCounts):
             if missing is not None:
                 raise missing
         return EngineStream(self, query, options)
+
+    def spans_now(self, query: Query, read_policy: ReadPolicy) -> list[SpanRows] | None:
+        """Of a store that answers at once, where its rows are all there is to the query."""
+        return spans_now(self, query, read_policy)
 
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], options: RunOptions = _DEFAULT

@@ -5,25 +5,25 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from aiodatastore.adapters.base import Page, ResultStream, RunOptions, Unread
+from aiodatastore.adapters.base import Page, ReadPolicy, ResultStream, RunOptions, Unread
 from aiodatastore.adapters.engine.core import Engine
 from aiodatastore.errors import NeedIndexError
-from aiodatastore.indexing.direct import DirectSpan, GivesRows, RowPage, SpanUnion
+from aiodatastore.indexing.direct import DirectSpan, SpanRows
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.execution import FIRST_PAGE, Bounds, QueryRun, following_size, page_limit
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.metadata import METADATA_KINDS, metadata_entities
 from aiodatastore.indexing.scanning import Reader
 from aiodatastore.query import Query
-from aiodatastore.rowstore import TAIL_KEY_MASK, Row, Space, Span
+from aiodatastore.rowstore import TAIL_KEY_MASK, Row, RowStore, Space, Span
 from aiodatastore.serializers.packed import MsgpackSerializer, load_all
 
-__all__ = ["EngineStream"]
+__all__ = ["EngineStream", "spans_now"]
 
 _unread = partial(tuple.__new__, Unread)  # a third of what the class's own takes
 
 
-class EngineStream(ResultStream, GivesRows):
+class EngineStream(ResultStream):
     """A running query on the engine: planned again from where it stands if indexes change under it.
 
     Where the plan is one span whose rows are the results, the first page is read by a scan alone, see
@@ -35,7 +35,7 @@ class EngineStream(ResultStream, GivesRows):
         self._query = query
         self._options = options
         self._planned = planned = engine.plan(query)
-        direct, union = planned.direct, planned.union
+        direct = planned.direct
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
         self._to_check = engine.require_indexes
@@ -48,15 +48,13 @@ class EngineStream(ResultStream, GivesRows):
         self._defers = False
         self._next_size = FIRST_PAGE
         if self._metadata or bounds.inclusive or bounds.end is not None or bounds.skip or bounds.limit == 0:
-            direct = union = None
+            direct = None
         self._direct = direct
         self._rest: Span | None = None  # what has yet to be read of the span
         if direct is not None:
             self._rest = direct.after(bounds.start) if bounds.start else direct.span
-        self._union = None if union is None or bounds.start else SpanUnion(union)
-        self._scans = self._rows_given = 0
         self._run: QueryRun | None = None
-        if self._direct is None and self._union is None:
+        if direct is None:
             self._start()
 
     def defer(self) -> bool:
@@ -70,55 +68,6 @@ class EngineStream(ResultStream, GivesRows):
         if self._made_reader is None:
             self._made_reader = Reader(self._engine.reading(self._options.read_policy), track=self._options.track)
         return self._made_reader
-
-    def rows_now(self, limit: int) -> RowPage | None:
-        """By scans alone, where the query is one span, or several, of a store that answers at once."""
-        direct, union, engine, options = self._direct, self._union, self._engine, self._options
-        if (direct is None and union is None) or options.track or self._to_check:
-            return None
-        if not self._query.only_keys and type(engine.serializer) is not MsgpackSerializer:
-            return None
-        if not engine.refresh_now() or engine.catalog.version != self._planned_with or engine.retired != self._retired:
-            return None
-        bounds, span = self._bounds, self._rest
-        want = limit if bounds.limit is None else min(limit, bounds.limit)
-        if direct is None:
-            assert union is not None
-            return self._union_now(union, want)
-        rows: list[Row] = []
-        if span is not None and span.lo < span.hi:
-            found = self._scan_now(direct, span, want)
-            if found is None or not direct.plain(found) or engine.stale:
-                return None
-            rows = found
-        if rows:
-            self._rest = direct.beyond(rows[-1][0])
-        return self._at_hand(direct.positions(rows), rows, more=len(rows) == want, read=len(rows), scans=1)
-
-    def _union_now(self, union: SpanUnion, want: int) -> RowPage | None:
-        """The same of several spans."""
-        found = union.next_rows(self._scan_now, want)
-        if found is None or self._engine.stale:
-            self._union = None
-            return None
-        (positions, rows, more), read, scans = found
-        return self._at_hand(positions, rows, more=more, read=read, scans=scans)
-
-    def _at_hand(self, positions: list[bytes], rows: list[Row], *, more: bool, read: int, scans: int) -> RowPage:
-        """Go on after rows that were ``read`` at once, or the part of them that is given."""
-        bounds = self._bounds
-        self._scans += scans
-        self._rows_given += read
-        if positions:
-            bounds.move(positions[-1])
-            if bounds.limit is not None:
-                bounds.limit -= len(rows)
-        self._done = not more or bounds.limit == 0
-        return positions, rows, not self._done
-
-    def _scan_now(self, direct: DirectSpan, span: Span, limit: int) -> list[Row] | None:
-        store = self._engine.reading(self._options.read_policy)
-        return store.scan_now(span, limit, reverse=direct.backward, with_entities=not direct.keys_only)
 
     def _start(self) -> QueryRun:
         engine = self._engine
@@ -136,11 +85,6 @@ class EngineStream(ResultStream, GivesRows):
             first_size=self._next_size,
             needed=lambda: engine.needed(query),
         )
-        if self._scans:
-            step = run.root.children[0]
-            step.scans += self._scans
-            step.rows += self._rows_given
-            step.entities += 0 if query.only_keys else self._rows_given
         if self._scanned is not None:
             step = run.root.children[0]  # the span's, which was read without the stages
             step.rows += self._scanned.rows
@@ -179,7 +123,7 @@ class EngineStream(ResultStream, GivesRows):
             self._rewind(before)
 
     async def _read_page(self) -> Page:
-        direct, self._direct, self._union = self._direct, None, None
+        direct, self._direct = self._direct, None
         if direct is not None and self._rest is not None and self._rest.lo < self._rest.hi:
             page = await self._read_directly(direct, self._rest)
             if page is not None:
@@ -236,7 +180,7 @@ class EngineStream(ResultStream, GivesRows):
         self._planned = engine.plan(self._query)
         self._planned_with = engine.catalog.version
         self._retired = engine.retired
-        self._direct = self._union = None
+        self._direct = None
         self._start()
 
     def _rewind(self, bounds: Bounds) -> None:
@@ -295,3 +239,37 @@ class EngineStream(ResultStream, GivesRows):
         """The plan and what it read."""
         root = (self._run or self._start()).root
         return Explanation(root, self._missing.definition if self._missing else None)
+
+
+def spans_now(engine: Engine, query: Query, read_policy: ReadPolicy) -> list[SpanRows] | None:
+    """The rows that are a query's results, its limit and offset aside, to be read at once; None if there is more to it.
+
+    They can't be read any more once the indexes have changed.
+
+    :raises BadCursorError: if a cursor belongs to another query
+    """
+    store = engine.reading(read_policy)
+    if type(store).scan_now is RowStore.scan_now:
+        return None  # it never has rows at hand
+    if engine.require_indexes and (not engine.refresh_now() or engine.missing_index(query) is not None):
+        return None
+    if not query.only_keys and type(engine.serializer) is not MsgpackSerializer:
+        return None
+    catalog = engine.catalog
+    planned = engine.plan(query)
+    bounds = engine.bounds(query)
+    if bounds.inclusive or bounds.end is not None:
+        return None
+
+    def scan(direct: DirectSpan, span: Span, limit: int) -> list[Row] | None:
+        if not engine.refresh_now() or engine.catalog is not catalog:
+            return None
+        rows = store.scan_now(span, limit, reverse=direct.backward, with_entities=not direct.keys_only)
+        return None if engine.stale else rows
+
+    direct, union, start = planned.direct, planned.union, bounds.start
+    if direct is not None:
+        return [SpanRows(direct, direct.after(start) if start else direct.span, scan)]
+    if union is None or start:
+        return None
+    return [SpanRows(each, each.span, scan) for each in union]

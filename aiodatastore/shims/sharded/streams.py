@@ -10,13 +10,14 @@ from operator import itemgetter
 from typing import Any
 
 from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions, Unread
+from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
-from aiodatastore.indexing.direct import GivesRows
+from aiodatastore.indexing.direct import GivesRows, SpanRows, merged_rows
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.merging import CursorBounds, Distinct, Item, without_distinct
 from aiodatastore.indexing.metadata import METADATA_KINDS
-from aiodatastore.indexing.normal import normalize, prepare
+from aiodatastore.indexing.normal import key_direction, normalize, prepare
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import TAIL_KEY_MASK, Capability, Row, SpanCheck
@@ -53,6 +54,9 @@ def merged_stream(sources: Sequence[Source], query: Query, options: RunOptions) 
         return _SingleStream(sources[0], query, options)
     if query.kind in METADATA_KINDS:
         return _MetadataStream(sources, query, options)
+    spans = _spans_now(sources, query, options)
+    if spans is not None:
+        return _RowStream(sources, query, options, spans)
     return _MergedStream(sources, query, options)
 
 
@@ -91,8 +95,6 @@ class _Part:
 
     source: Source
     stream: ResultStream
-    rows: GivesRows | None = None
-    """The stream, while it may have its results at hand as rows."""
     items: list[Item] = field(default_factory=list)
     more: bool = True
 
@@ -122,8 +124,8 @@ class _MergedStream(ResultStream):
     Every adapter is asked for its share of a page and some more, all at once; the next page of one is asked for when
     what it gave is used up. So what is held is about a page of the query, and a page of it costs a round trip or two.
 
-    A share and some more is asked for, half of which is not needed as a rule: where adapters give their results as they
-    are stored, only those that are needed are read.
+    Of what is asked for about half is not needed as a rule: where adapters give entities as they are stored, only those
+    that are needed are read.
     """
 
     def __init__(self, sources: Sequence[Source], query: Query, options: RunOptions) -> None:
@@ -148,18 +150,12 @@ class _MergedStream(ResultStream):
             self._distinct = Distinct(shown, distinct, CursorBounds(below, shown))
         if self._distinct is None and below.distinct_names == query.distinct_names:
             prepared.give(below)
-        self._share_now = _share(options.page_size, wanted, len(sources), near=True)
         own = _positioned(options, _share(options.page_size, wanted, len(sources)))
         self._parts = [_Part(source, source.adapter.run(below, own)) for source in sources]
-        self._keys_only = query.only_keys
-        self._defers = self._distinct is None and not owned
+        self._defers = self._distinct is None and not owned and not query.only_keys
         if self._defers:
             for part in self._parts:
-                stream = part.stream
-                if not query.only_keys:
-                    stream.defer()
-                if self._share_now is not None and isinstance(stream, GivesRows):
-                    part.rows = stream
+                part.stream.defer()
         self._seen = _Seen()
         self._ready: list[Item] = []
         self._next = 0
@@ -186,7 +182,7 @@ class _MergedStream(ResultStream):
             kept = taken[skip:] if self._left is None else taken[skip : skip + self._left]
             given = [result for _, result in kept]
             # Where this fails, the next call tells again: nothing was taken yet.
-            results += self._read_all(given) if self._defers else given
+            results += _read_all(given) if self._defers else given
             places += [position for position, _ in kept]
             self._next = stop
             self._skip -= skip
@@ -202,31 +198,6 @@ class _MergedStream(ResultStream):
         positions = places if self._options.positions else None
         return self._seen.give(Page(results, self._end, not self._done, 0, positions, skipped))
 
-    def _read_all(self, results: list[Any]) -> list[Any]:
-        """Results, read if they are not."""
-        kinds = set(map(type, results))
-        if kinds == {tuple}:
-            return self._read_rows(results)
-        if kinds == {Unread} and all([type(result.serializer) is MsgpackSerializer for result in results]):
-            return load_all(_USUAL, [(decode_key(key), payload, version) for _, key, version, payload in results])
-        if tuple in kinds or Unread in kinds:
-            return [self._read_one(result) for result in results]
-        return results
-
-    def _read_one(self, result: Any) -> Any:
-        if type(result) is Unread:
-            return result.serializer.loads(decode_key(result.key), result.payload, result.version)
-        return self._read_rows([result])[0] if type(result) is tuple else result
-
-    def _read_rows(self, rows: list[Row]) -> list[Any]:
-        if self._keys_only:
-            return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
-        found = [
-            (decode_key(row[-(tail & TAIL_KEY_MASK) :]), payload or b"", version or 0)
-            for row, tail, version, payload in rows
-        ]
-        return load_all(_USUAL, found)
-
     @property
     def _has_all(self) -> bool:
         return self._left == 0 and not self._skip
@@ -235,10 +206,8 @@ class _MergedStream(ResultStream):
         """Read the next page of every part that has nothing left, all at once, and merge what can be merged."""
         parts = self._parts
         while empty := [part for part in parts if part.more and not part.items]:
-            waiting = [part for part in empty if part.rows is None or not self._read_now(part)]
-            if waiting:
-                inline = all([Capability.INLINE_READS in part.source.adapter.capabilities for part in waiting])
-                await all_of([partial(self._read, part) for part in waiting], inline=inline)
+            inline = all([Capability.INLINE_READS in part.source.adapter.capabilities for part in empty])
+            await all_of([partial(self._read, part) for part in empty], inline=inline)
         # What comes after the last item of a part may be preceded by what that part gives next.
         safe = min([part.items[-1][0] for part in parts if part.more], default=None)
         ready: list[Item] = []
@@ -253,18 +222,6 @@ class _MergedStream(ResultStream):
                 part.items = items[cut:]
         ready.sort(key=_position)
         self._ready, self._next = ready, 0
-
-    def _read_now(self, part: _Part) -> bool:
-        """Read the next rows of a part, if it has them at hand."""
-        assert part.rows is not None
-        assert self._share_now is not None
-        page = part.rows.rows_now(self._share_now)
-        if page is None:
-            part.rows = None
-            return False
-        positions, rows, part.more = page
-        part.items = list(zip(positions, rows, strict=True))
-        return True
 
     async def _read(self, part: _Part) -> None:
         page = await part.stream.next_page()
@@ -290,17 +247,132 @@ def _key_of(result: Any) -> Key:
 
 
 @lru_cache(maxsize=256)
-def _share(page_size: int | None, wanted: int | None, sources: int, *, near: bool = False) -> int | None:
-    """How many results to ask each of the sources for, so that a second time is seldom needed.
-
-    Where they are ``near``, a second time costs about what ten more rows do; else it is a round trip.
-    """
+def _share(page_size: int | None, wanted: int | None, sources: int) -> int | None:
+    """How many results to ask each of the sources for, so that a second round trip is seldom needed."""
     if page_size is None and wanted is None:
         return None
     page = min(page_size or _LAST_PAGE, _LAST_PAGE if wanted is None else wanted)
     mean = page / sources
-    more = 1.5 * mean**0.5 + 1 if near else 2 * mean**0.5 + 2
-    return min(max(1, page), int(mean + more))
+    return min(max(1, page), int(mean + 2 * mean**0.5 + 2))
+
+
+def _read_all(results: list[Any]) -> list[Any]:
+    """Results, read if they are not."""
+    kinds = set(map(type, results))
+    if kinds == {Unread} and all([type(result.serializer) is MsgpackSerializer for result in results]):
+        return load_all(_USUAL, [(decode_key(key), payload, version) for _, key, version, payload in results])
+    return [
+        result.serializer.loads(decode_key(result.key), result.payload, result.version)
+        if type(result) is Unread
+        else result
+        for result in results
+    ]
+
+
+def _spans_now(sources: Sequence[Source], query: Query, options: RunOptions) -> list[list[SpanRows]] | None:
+    """The rows of each source that are the results; None if one has not got them at hand."""
+    limit = query.max_results
+    if (limit is None and options.page_size is None) or limit == 0 or options.track:
+        return None
+    if query.distinct_names or query.projection or query.end_cursor is not None:
+        return None
+    below = query._changed(skip=0, max_results=None, _shape=query._shape)
+    prepare(query).give(below)
+    found: list[list[SpanRows]] = []
+    for source in sources:
+        adapter = source.adapter
+        if source.owns is not None or not isinstance(adapter, GivesRows):
+            return None
+        spans = adapter.spans_now(below, options.read_policy)
+        if spans is None:
+            return None
+        found.append(spans)
+    return found
+
+
+class _RowStream(ResultStream):
+    """Rows that several adapters have at hand, merged by position: only those that are results are read.
+
+    What they don't have at hand any more is for :class:`_MergedStream`.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], query: Query, options: RunOptions, spans: Sequence[Sequence[SpanRows]]
+    ) -> None:
+        self._sources = sources
+        self._query = query
+        self._options = options
+        self._spans = spans
+        self._merged = merged_rows([each for found in spans for each in found])
+        self._skip = query.skip
+        self._left = query.max_results
+        # What was gathered for the next page.
+        self._rows: list[Row] = []
+        self._places: list[bytes] = []
+        self._skipped = 0
+        self._end = None if query.start_cursor is None else query.start_cursor.position or None
+        self._more = True
+        self._rest: _MergedStream | None = None
+
+    async def next_page(self) -> Page:
+        """The next page. One that fails is read again by the next call."""
+        if self._rest is None and not self._gather():
+            self._rest = _MergedStream(self._sources, self._left_of_query(), self._options)
+        if self._rest is not None and not self._rows and not self._skipped:
+            return await self._rest.next_page()
+        results = self._read(self._rows)
+        positions = self._places if self._options.positions else None
+        page = Page(results, self._end, self._more, 0, positions, self._skipped, clock=MIXED)
+        self._rows, self._places, self._skipped = [], [], 0
+        return page
+
+    def _gather(self) -> bool:
+        """Gather the rows of a page; False if there are no more of them at hand."""
+        size = self._options.page_size or _LAST_PAGE
+        while self._more and len(self._rows) < size:
+            want = size - len(self._rows) if self._left is None else min(size - len(self._rows), self._left)
+            found = self._merged.next_rows(min(want + self._skip, _LAST_PAGE), each=self._options.positions)
+            if found is None:
+                return False
+            rows, positions, self._more = found
+            skipped = min(self._skip, len(rows))
+            if positions:
+                self._end = positions[-1]
+            self._rows += rows[skipped:]
+            if self._options.positions:
+                self._places += positions[skipped:]
+            self._skip -= skipped
+            self._skipped += skipped
+            if self._left is not None:
+                self._left -= len(rows) - skipped
+                self._more = self._more and self._left > 0
+        return True
+
+    def _read(self, rows: list[Row]) -> list[Any]:
+        if self._query.only_keys:
+            return [decode_key(row[-(tail & TAIL_KEY_MASK) :]) for row, tail, _, _ in rows]
+        found = [
+            (decode_key(row[-(tail & TAIL_KEY_MASK) :]), payload or b"", version or 0)
+            for row, tail, version, payload in rows
+        ]
+        return load_all(_USUAL, found)
+
+    def _left_of_query(self) -> Query:
+        """The query from where this stands."""
+        query = self._query
+        if self._end is not None:
+            query = query.start(Cursor(self._end, query.shape, *key_direction(query)))
+        return query.offset(self._skip).limit(self._left)
+
+    def explain(self) -> Explanation:
+        """The plans, and what was read of each source at once."""
+        stream = self._rest or _MergedStream(self._sources, self._left_of_query(), self._options)
+        explained = stream.explain()
+        for step, spans in zip(explained.root.children, self._spans, strict=True):
+            step.scans += sum([span.scans for span in spans])
+            step.rows += sum([span.rows for span in spans])
+            step.entities += 0 if self._query.only_keys else step.rows
+        return explained
 
 
 def _explained(root: Step, parts: Sequence[tuple[Source, ResultStream]]) -> Explanation:
