@@ -116,23 +116,27 @@ class MemoryRowStore(RowStore):
         return RowRead(list(map(self._get, keys)), self._version)
 
     async def scan(self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False) -> RowScan:
+        return RowScan(self._scan(span, limit, reverse, with_entities), self._version)
+
+    def scan_now(
+        self, span: Span, limit: int, *, reverse: bool = False, with_entities: bool = False
+    ) -> list[Row] | None:
+        return self._scan(span, limit, reverse, with_entities)
+
+    def _scan(self, span: Span, limit: int, reverse: bool, with_entities: bool) -> list[Row]:
         self._check_open()
         space, lo, hi = span
         if space is Space.ENTITY:
-            keys = self._keys.slice(lo, hi, limit, reverse=reverse)
-            return RowScan(self._entity_rows(keys, with_entities), self._version)
+            return self._entity_rows(self._keys.slice(lo, hi, limit, reverse=reverse), with_entities)
         rows = self._rows.slice(lo, hi, limit, reverse=reverse)
         tails = self._tails
         if not with_entities:
-            return RowScan([(row, tails[row], None, None) for row in rows], self._version)
+            return [(row, tails[row], None, None) for row in rows]
         get, absent = self._records.get, (None, None)
-        return RowScan(
-            [
-                (row, tail := tails[row], (found := get(row[-(tail & TAIL_KEY_MASK) :], absent))[0], found[1])
-                for row in rows
-            ],
-            self._version,
-        )
+        return [
+            (row, tail := tails[row], (found := get(row[-(tail & TAIL_KEY_MASK) :], absent))[0], found[1])
+            for row in rows
+        ]
 
     def _entity_rows(self, keys: list[bytes], with_entities: bool) -> list[Row]:
         records = self._records
@@ -141,6 +145,12 @@ class MemoryRowStore(RowStore):
         return [(key, 0, records[key].version, None) for key in keys]
 
     async def count(self, span: Span) -> SpanCount:
+        return self._count(span)
+
+    def count_now(self, span: Span) -> SpanCount | None:
+        return self._count(span)
+
+    def _count(self, span: Span) -> SpanCount:
         self._check_open()
         space, lo, hi = span
         if space is Space.ENTITY:
