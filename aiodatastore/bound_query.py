@@ -53,15 +53,12 @@ class QueryPage:
 
 def _cursor_at(query: Query, place: bytes) -> Cursor:
     """The cursor of a position in a query's results; empty: before the first."""
-    from aiodatastore.indexing.normal import key_direction
+    from aiodatastore.indexing.normal import cursor_at
 
     start = query.start_cursor
     if start is not None and place == start.position:
         return start
-    if not place:
-        return Cursor(b"", query.shape)
-    key_descending, mirrored = key_direction(query)
-    return Cursor(place, query.shape, key_descending, mirrored)
+    return cursor_at(query, place) if place else Cursor(b"", query.shape)
 
 
 class QueryResults(AsyncIterator[Any]):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any
 
+from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, BadFilterError
 from aiodatastore.indexing.encoding import (
@@ -43,6 +44,7 @@ __all__ = [
     "OrderBy",
     "Prepared",
     "Range",
+    "cursor_at",
     "key_direction",
     "normalize",
     "prepare",
@@ -541,6 +543,12 @@ def key_direction(query: Query) -> tuple[bool, bool]:
         if cursor is not None and cursor.position and (cursor.inverted != descending) != cursor.mirrored:
             return descending, True
     return descending, False
+
+
+def cursor_at(query: Query, position: bytes) -> Cursor:
+    """The cursor of a position in a query's results."""
+    descending, mirrored = key_direction(query)
+    return Cursor(position, query.shape, descending, mirrored)
 
 
 def _is_constant(name: str, branches: list[Branch]) -> bool:

@@ -25,10 +25,9 @@ from aiodatastore.adapters.base import (
     RunOptions,
     written_key,
 )
-from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
 from aiodatastore.errors import BadArgumentError, DatastoreError, UnavailableError
-from aiodatastore.indexing.normal import normalize
+from aiodatastore.indexing.normal import cursor_at
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import Capability
@@ -401,8 +400,7 @@ class _LayoutStream(ChildStream):
         elif left is not None:
             left -= self._given
         if self._end is not None:
-            normal = normalize(query)
-            query = query.start(Cursor(self._end, query.shape, normal.key_descending, normal.mirrored))
+            query = query.start(cursor_at(query, self._end))
         return query.offset(max(0, query.skip - self._skipped)).limit(left)
 
 

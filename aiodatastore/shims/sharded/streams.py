@@ -10,14 +10,13 @@ from operator import itemgetter
 from typing import Any
 
 from aiodatastore.adapters.base import MIXED, Adapter, Page, ResultStream, RunOptions, Unread
-from aiodatastore.cursor import Cursor
 from aiodatastore.entity import Entity
 from aiodatastore.indexing.direct import GivesRows, SpanRows, merged_rows
 from aiodatastore.indexing.encoding import decode_key
 from aiodatastore.indexing.explain import Explanation, Step
 from aiodatastore.indexing.merging import CursorBounds, Distinct, Item, without_distinct
 from aiodatastore.indexing.metadata import METADATA_KINDS
-from aiodatastore.indexing.normal import key_direction, normalize, prepare
+from aiodatastore.indexing.normal import cursor_at, normalize, prepare
 from aiodatastore.key import Key
 from aiodatastore.query import Query
 from aiodatastore.rowstore import TAIL_KEY_MASK, Capability, Row, SpanCheck
@@ -361,7 +360,7 @@ class _RowStream(ResultStream):
         """The query from where this stands."""
         query = self._query
         if self._end is not None:
-            query = query.start(Cursor(self._end, query.shape, *key_direction(query)))
+            query = query.start(cursor_at(query, self._end))
         return query.offset(self._skip).limit(self._left)
 
     def explain(self) -> Explanation:

@@ -16,11 +16,10 @@ from aiodatastore.adapters.engine import EngineAdapter
 from aiodatastore.adapters.engine.core import Planned
 from aiodatastore.adapters.memory import MemoryRowStore
 from aiodatastore.bound_query import BoundQuery
-from aiodatastore.cursor import Cursor
 from aiodatastore.datastore import Datastore
 from aiodatastore.errors import CorruptDataError
 from aiodatastore.indexing.definitions import IndexDefinition
-from aiodatastore.indexing.normal import key_direction
+from aiodatastore.indexing.normal import cursor_at
 from aiodatastore.serializers import JSONSerializer, MsgpackSerializer
 from aiodatastore.serializers.packed import load_all
 
@@ -74,6 +73,17 @@ def _without_direct(adapter: EngineAdapter, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(adapter, "plan", without)
 
 
+async def _check_the_stages_give_the_same(
+    adapter: EngineAdapter, query: Query, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, explained = await _pages(adapter, query, options)
+    with monkeypatch.context() as patch:
+        _without_direct(adapter, patch)
+        expected, expected_explained = await _pages(adapter, query, options)
+    assert pages == expected
+    assert str(explained) == str(expected_explained)
+
+
 @pytest.fixture
 async def ds() -> AsyncIterator[Datastore]:
     async with Datastore(EngineAdapter(MemoryRowStore())) as datastore:
@@ -93,12 +103,7 @@ async def test_first_pages_are_what_the_stages_give(ds: Datastore, name: str, mo
     for limit, page_size, track in itertools.product((None, 1, 20, 600), (None, 7), (False, True)):
         query = whole.limit(limit)
         options = RunOptions(track=track, positions=True, page_size=page_size)
-        pages, explained = await _pages(adapter, query, options)
-        with monkeypatch.context() as patch:
-            _without_direct(adapter, patch)
-            expected, expected_explained = await _pages(adapter, query, options)
-        assert pages == expected
-        assert str(explained) == str(expected_explained)
+        await _check_the_stages_give_the_same(adapter, query, options, monkeypatch)
 
 
 @pytest.mark.parametrize("name", [*DIRECT, *BY_STAGES])
@@ -112,16 +117,10 @@ async def test_pages_after_cursors_are_what_the_stages_give(
     places = page.positions or []
     reverse = whole.reversed()
     for place in [*places[:3], *places[40:43], *places[-3:]]:
-        key_descending, mirrored = key_direction(whole)
-        cursor = Cursor(place, whole.shape, key_descending, mirrored)
+        cursor = cursor_at(whole, place)
         for query in (whole.start(cursor), whole.start(cursor).limit(5), reverse.start(cursor), reverse.end(cursor)):
             options = RunOptions(page_size=30, positions=True)
-            pages, explained = await _pages(adapter, query, options)
-            with monkeypatch.context() as patch:
-                _without_direct(adapter, patch)
-                expected, expected_explained = await _pages(adapter, query, options)
-            assert pages == expected
-            assert str(explained) == str(expected_explained)
+            await _check_the_stages_give_the_same(adapter, query, options, monkeypatch)
 
 
 @pytest.mark.parametrize("way", ["direct", "by stages"])
